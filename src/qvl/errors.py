@@ -1,0 +1,44 @@
+"""Every error that qvl raises on purpose.
+
+The library raises these and nothing else for things a user can cause; only the command line turns them into exit
+codes. A message is one line: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QvlError(Exception):
+    """Something the user can understand and act on. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(QvlError):
+    """The request itself is wrong: a flag, a key, a role, a file format of ours. Exit code 2."""
+
+    exit_code = 2
+
+
+class MediaError(QvlError):
+    """A picture or clip could not be had or read."""
+
+
+class CheckpointError(QvlError):
+    """A model folder is incomplete, damaged, or of a kind qvl does not run."""
+
+
+class MemoryLimitError(QvlError):
+    """The run would not fit in the memory of the device."""
+
+
+class DeviceError(QvlError):
+    """The device or dtype asked for is not available here."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `", did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f", did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,72 @@
+"""A conversation: messages, each a role and its parts (text, picture, clip).
+
+This is the form that everything else takes: the command line and `--messages` JSON become these records, the
+processor turns them into token ids. Nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image as PILImage
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+# A path, an http(s) URL or a data: URI as text; or the thing itself: encoded bytes, a PIL image, uint8 [H, W, 3].
+ImageSource = Union[str, Path, bytes, "PILImage.Image", "np.ndarray[Any, Any]"]
+# A file as above, a folder of frames, or the frames themselves in order (an odd count repeats the last one).
+VideoSource = Union[str, Path, bytes, Sequence[ImageSource]]
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture. `None` leaves a limit to the profile; sizes are pixels after orientation is applied."""
+
+    source: ImageSource
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+
+
+@dataclass(frozen=True)
+class Video:
+    """A clip. `fps` and `nframes` exclude each other; `video_start` and `video_end` are seconds."""
+
+    source: VideoSource
+    fps: float | None = None
+    nframes: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+
+
+Part = Union[Text, Image, Video]
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    def of(role: Role, *content: str | Part) -> Message:
+        """Build a message; plain strings become `Text`."""
+        return Message(role, tuple(Text(part) if isinstance(part, str) else part for part in content))
