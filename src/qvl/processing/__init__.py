@@ -1,0 +1,1 @@
+"""From messages to a `Prompt`: pictures, clips, text and positions. NumPy only, no Paddle."""

@@ -1,0 +1,59 @@
+"""What the processor hands to the runtime: token ids, their positions, and the pixels behind the vision pads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qvl.model.config import VisionConfig
+
+VisionKind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, eq=False)
+class Vision:
+    """One picture or clip, cut into patches.
+
+    patches: float32 [t*h*w, channels*temporal_patch_size*patch_size**2], normalised, in 2x2-merge order.
+    grid_thw: temporal slices, rows and columns of patches (not of tokens).
+    size: (height, width) in pixels of the original as a viewer shows it; boxes are scaled to this.
+    """
+
+    kind: VisionKind
+    patches: npt.NDArray[np.float32]
+    grid_thw: tuple[int, int, int]
+    size: tuple[int, int]
+
+    def tokens(self, config: VisionConfig) -> int:
+        """How many places this takes in the prompt: one per merged square of patches."""
+        t, h, w = self.grid_thw
+        return t * h * w // config.spatial_merge_size**2
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A conversation ready for the model.
+
+    input_ids: int64 [L].
+    position_ids: int64 [3, L], the temporal, height and width axis of M-RoPE.
+    next_position: where the first generated token sits on all three axes (maximum + 1).
+    visions: in the order of their pad runs in `input_ids`.
+    seconds: how long it took to read and lay out, when somebody took the time.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+    next_position: int
+    visions: tuple[Vision, ...] = ()
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def rope_delta(self) -> int:
+        """Difference between the next position and the number of tokens, as the reference model names it."""
+        return self.next_position - len(self)
