@@ -1,0 +1,1 @@
+"""Qwen2-VL as plain Paddle layers, its configuration and its weights. Knows nothing of conversations."""

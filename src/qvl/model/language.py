@@ -1,0 +1,135 @@
+"""The language model: token embeddings in, hidden states out, over sequences laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import paddle
+from paddle import nn
+
+from qvl import ops
+from qvl.model.config import ModelConfig
+from qvl.ops.rotary import inverse_frequencies, mrope_axes
+
+
+class KeyValueCache(Protocol):
+    """What the model needs of a cache, one for each sequence. It belongs to the caller, never to a layer."""
+
+    def append(self, layer: int, k: paddle.Tensor, v: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Store the keys and values [n, kv_heads, D] of the newest tokens; return those of all tokens so far."""
+        ...
+
+
+class RMSNorm(nn.Layer):
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return ops.rms_norm(x, self.weight, self.epsilon)
+
+
+class Attention(nn.Layer):
+    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.layer, self.head_dim, self.impl = layer, config.head_dim, impl
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
+
+    def forward(
+        self,
+        x: paddle.Tensor,
+        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        lengths: Sequence[int],
+        caches: Sequence[KeyValueCache] | None,
+    ) -> paddle.Tensor:
+        n = x.shape[0]
+        q = ops.apply_rotary(self.q_proj(x).reshape([n, -1, self.head_dim]), *rotary)
+        k = ops.apply_rotary(self.k_proj(x).reshape([n, -1, self.head_dim]), *rotary)
+        v = self.v_proj(x).reshape([n, -1, self.head_dim])
+        if caches is None:
+            out = ops.varlen_attention(q, k, v, [(m, m) for m in lengths], causal=True, impl=self.impl)
+        else:
+            out = self._with_caches(q, k, v, lengths, caches)
+        return self.o_proj(out.reshape([n, -1]))
+
+    def _with_caches(
+        self,
+        q: paddle.Tensor,
+        k: paddle.Tensor,
+        v: paddle.Tensor,
+        lengths: Sequence[int],
+        caches: Sequence[KeyValueCache],
+    ) -> paddle.Tensor:
+        """Each sequence attends to its own cache; with one sequence nothing is cut or joined."""
+        outputs = []
+        start = 0
+        for n, cache in zip(lengths, caches, strict=True):
+            rows = slice(start, start + n)
+            alone = len(lengths) == 1
+            keys, values = cache.append(self.layer, k if alone else k[rows], v if alone else v[rows])
+            span = [(n, keys.shape[0])]
+            outputs.append(
+                ops.varlen_attention(q if alone else q[rows], keys, values, span, causal=True, impl=self.impl)
+            )
+            start += n
+        return outputs[0] if len(outputs) == 1 else paddle.concat(outputs, axis=0)
+
+
+class MLP(nn.Layer):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(nn.Layer):
+    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, impl)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: paddle.Tensor,
+        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        lengths: Sequence[int],
+        caches: Sequence[KeyValueCache] | None,
+    ) -> paddle.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, lengths, caches)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Layer):
+    def __init__(self, config: ModelConfig, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.LayerList([DecoderLayer(config, i, impl) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        # Constants, not weights: they are in no checkpoint and stay float32 and int64.
+        self._inv_freq = inverse_frequencies(config.head_dim, config.rope_theta)
+        self._axes = mrope_axes(config.mrope_section)
+
+    def forward(
+        self,
+        hidden: paddle.Tensor,
+        position_ids: paddle.Tensor,
+        lengths: Sequence[int],
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> paddle.Tensor:
+        """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
+        rotary = ops.mrope_tables(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, lengths, caches)
+        return self.norm(hidden)

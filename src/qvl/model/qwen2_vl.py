@@ -1,0 +1,71 @@
+"""Qwen2-VL whole: vision tower, language model and the head that gives logits.
+
+No state of a conversation is kept here. Sublayers carry the checkpoint's names, so a parameter's name is its name in
+the Hugging Face file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import paddle
+from paddle import nn
+
+from qvl import ops
+from qvl.model.config import ModelConfig
+from qvl.model.language import KeyValueCache, LanguageModel
+from qvl.model.vision import VisionTower
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """New tokens of one or more sequences, laid end to end.
+
+    input_ids: int64 [N]. position_ids: int64 [3, N]. lengths: new tokens of each sequence, N in all.
+    features: [V, hidden_size] from the vision tower; merge_index: int64 [N], where each row comes from, its own number
+    for the embedding of its token or N + j for feature j.
+    logits_index: int64 [K], the rows whose logits are wanted; None is every row, which for a long prompt is most of
+    the memory a run takes.
+    """
+
+    input_ids: paddle.Tensor
+    position_ids: paddle.Tensor
+    lengths: Sequence[int]
+    features: paddle.Tensor | None = None
+    merge_index: paddle.Tensor | None = None
+    logits_index: paddle.Tensor | None = None
+
+
+class Qwen2VL(nn.Layer):
+    def __init__(self, config: ModelConfig, attention: ops.AttentionImpl = "composed") -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTower(config.vision_config, attention)
+        self.model = LanguageModel(config, attention)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias_attr=False)
+        )
+
+    def embed(self, inputs: ModelInputs) -> paddle.Tensor:
+        """Token embeddings [N, hidden_size], with vision features in the places of their pads."""
+        hidden = self.model.embed_tokens(inputs.input_ids)
+        if inputs.features is None:
+            return hidden
+        # A gather, since Paddle has it for every dtype on every device, which is not so for scatter.
+        return paddle.gather(paddle.concat([hidden, inputs.features], axis=0), inputs.merge_index, axis=0)
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[K, hidden_size] -> float32 [K, vocab_size]."""
+        if self.lm_head is None:
+            out = paddle.matmul(hidden, self.model.embed_tokens.weight, transpose_y=True)
+        else:
+            out = self.lm_head(hidden)
+        return out.astype("float32")
+
+    def forward(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:
+        """Logits float32 [K, vocab_size] of the rows asked for. With caches, they grow by the new tokens."""
+        hidden = self.model(self.embed(inputs), inputs.position_ids, inputs.lengths, caches)
+        if inputs.logits_index is not None:
+            hidden = paddle.gather(hidden, inputs.logits_index, axis=0)
+        return self.logits(hidden)

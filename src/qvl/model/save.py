@@ -1,0 +1,65 @@
+"""Saving a model as a Hugging Face folder that transformers and qvl both load."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from qvl.errors import CheckpointError
+from qvl.model.checkpoint import PATCH_EMBED
+from qvl.model.checkpoint_writer import DEFAULT_SHARD_BYTES, copy_processor_files, write_config, write_weights
+from qvl.model.qwen2_vl import Qwen2VL
+from qvl.model.weights import linear_weights
+
+_BLOCK_ROWS = 512
+
+
+def save_model(
+    model: Qwen2VL, folder: Path, *, source: Path, dtype: str = "bfloat16", shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> None:
+    """Write config, weights in Hugging Face layout, and the processor files of `source`.
+
+    dtype: of the stored weights. The folder appears when it is complete, never half; it must not exist before.
+    Raises CheckpointError when it does.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is already there; choose another folder or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_config(partial, model.config, dtype)
+        copy_processor_files(source, partial)
+        _write_parameters(model, partial, dtype, shard_bytes)
+        partial.chmod(0o755)  # mkdtemp keeps others out, which a finished checkpoint need not
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_parameters(model: Qwen2VL, folder: Path, dtype: str, shard_bytes: int) -> None:
+    parameters = dict(model.named_parameters())
+    transposed = linear_weights(model)
+    vision = model.config.vision_config
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
+        shapes[name] = shape[::-1] if name in transposed else shape
+    side = vision.patch_size
+    shapes[PATCH_EMBED] = (vision.embed_dim, vision.in_channels, vision.temporal_patch_size, side, side)
+
+    def produce(name: str) -> Iterator[npt.NDArray[Any]]:
+        parameter = parameters[name].astype("float32")  # exact, and back again for 16-bit weights
+        if name not in transposed:
+            yield parameter.numpy()
+            return
+        for start in range(0, parameter.shape[1], _BLOCK_ROWS):
+            yield parameter[:, start : start + _BLOCK_ROWS].transpose([1, 0]).numpy()
+
+    write_weights(folder, shapes, dtype, produce, shard_bytes=shard_bytes)

@@ -1,0 +1,105 @@
+"""The vision tower: patches in, one feature of the language model's width per merged square of patches out."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+
+from qvl import ops
+from qvl.model.config import VisionConfig
+
+LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Layer):
+    """The 3-D convolution of the checkpoint, whose stride is its size, as one matrix product."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.patch_dim, config.embed_dim, bias_attr=False)
+
+    def forward(self, patches: paddle.Tensor) -> paddle.Tensor:
+        return self.proj(patches)
+
+
+class VisionAttention(nn.Layer):
+    def __init__(self, config: VisionConfig, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.num_heads, self.impl = config.num_heads, impl
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(
+        self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
+    ) -> paddle.Tensor:
+        n, width = x.shape
+        q, k, v = self.qkv(x).reshape([n, 3, self.num_heads, width // self.num_heads]).unbind(axis=1)
+        q, k = ops.apply_rotary(q, cos, sin), ops.apply_rotary(k, cos, sin)
+        out = ops.varlen_attention(q, k, v, lengths, causal=False, impl=self.impl)
+        return self.proj(out.reshape([n, width]))
+
+
+class VisionMLP(nn.Layer):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.embed_dim)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fc2(ops.quick_gelu(self.fc1(x)))
+
+
+class VisionBlock(nn.Layer):
+    def __init__(self, config: VisionConfig, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, epsilon=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.embed_dim, epsilon=LAYER_NORM_EPS)
+        self.attn = VisionAttention(config, impl)
+        self.mlp = VisionMLP(config)
+
+    def forward(
+        self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
+    ) -> paddle.Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, lengths)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Layer):
+    """Joins each 2x2 square of patches, which lie together, and maps it to the language model's width."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.merged_dim = config.embed_dim * config.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(config.embed_dim, epsilon=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.merged_dim, self.merged_dim),
+            nn.GELU(),
+            nn.Linear(self.merged_dim, config.hidden_size),
+        )
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.mlp(self.ln_q(x).reshape([-1, self.merged_dim]))
+
+
+class VisionTower(nn.Layer):
+    def __init__(self, config: VisionConfig, impl: ops.AttentionImpl) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.LayerList([VisionBlock(config, impl) for _ in range(config.depth)])
+        self.merger = PatchMerger(config)
+
+    def forward(self, patches: paddle.Tensor, grids: list[tuple[int, int, int]]) -> paddle.Tensor:
+        """Encode pictures and clips laid end to end.
+
+        patches: [sum of t*h*w, 1176] in the tower's dtype; grids: (t, h, w) of each.
+        Returns [tokens, hidden_size]. Attention stays inside each temporal slice of each picture.
+        """
+        angles = [ops.vision_rotary_angles(g, self.config.head_dim, self.config.spatial_merge_size) for g in grids]
+        table = paddle.concat([paddle.to_tensor(a) for a in angles], axis=0)
+        cos, sin = paddle.cos(table), paddle.sin(table)
+        lengths = [(h * w, h * w) for t, h, w in grids for _ in range(t)]
+        x = self.patch_embed(patches)
+        for block in self.blocks:
+            x = block(x, cos, sin, lengths)
+        return self.merger(x)

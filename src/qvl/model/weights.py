@@ -1,0 +1,201 @@
+"""Filling a model from a checkpoint folder, a block of rows at a time, and saving it as one.
+
+At no time is more held than the model itself and one block. Loading is strict: every parameter is found, fits and is
+filled, and nothing in the files is left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import paddle
+from paddle import nn
+
+from qvl.errors import CheckpointError
+from qvl.model.checkpoint import LM_HEAD, PATCH_EMBED, Entry, Layout, canonical_name, find_pickle, list_tensors
+from qvl.model.config import ModelConfig
+from qvl.model.qwen2_vl import Qwen2VL
+from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_bits, bfloat16_to_float32
+from qvl.ops import AttentionImpl
+
+Progress = Callable[[int, int], None]
+
+_BLOCK_BYTES = 1024 * 1024  # of a stored tensor; stays in the second-level cache while it is turned over
+# What a parameter of each dtype is filled through: bfloat16 as its bits, which Paddle takes as such.
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: str = "float32",
+    attention: AttentionImpl = "composed",
+    layout: Layout | None = None,
+    allow_pickle: bool = False,
+    on_progress: Progress | None = None,
+) -> Qwen2VL:
+    """Build the model on Paddle's current device and fill it. Called with (bytes done, bytes in all) as it goes.
+
+    Raises CheckpointError naming the tensor and file for anything missing, left over, misshapen or cut short.
+    """
+    model = empty_model(config, dtype, attention)
+    pickled = find_pickle(folder)
+    if pickled is not None:
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{pickled}: pickled weights can run any code when read; "
+                "convert them to safetensors, or give --allow-pickle if you trust where they come from"
+            )
+        _fill_from_pickle(model, pickled)
+        return model
+    entries = list_tensors(folder, layout)
+    _check_complete(model, entries, folder)
+    transposed = linear_weights(model)
+    total = sum(_nbytes(entry) for entry in entries.values())
+    done = 0
+    for path in dict.fromkeys(entry.path for entry in entries.values()):
+        with SafetensorsFile(path) as file:
+            for name, parameter in model.named_parameters():
+                entry = entries[name]
+                if entry.path != path:
+                    continue
+                values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
+                _read(file, entry, values, _is_turned(name, entry.layout, transposed), dtype)
+                _assign(parameter, values)
+                done += _nbytes(entry)
+                if on_progress:
+                    on_progress(done, total)
+    return model
+
+
+def empty_model(config: ModelConfig, dtype: str, attention: AttentionImpl = "composed") -> Qwen2VL:
+    """A model whose parameters have shapes and dtypes but no memory yet. In eval mode, gradients off."""
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        with paddle.LazyGuard():
+            model = Qwen2VL(config, attention)
+    finally:
+        paddle.set_default_dtype(before)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    return model
+
+
+def linear_weights(model: nn.Layer) -> frozenset[str]:
+    """Names of the parameters that the two layouts store transposed to each other."""
+    return frozenset(f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear))
+
+
+def _is_turned(name: str, layout: Layout, transposed: frozenset[str]) -> bool:
+    """Whether the file has a parameter as its transpose. A convolution is [out, ...] in either layout."""
+    return name == PATCH_EMBED or (layout == "hf" and name in transposed)
+
+
+def _check_complete(model: Qwen2VL, entries: Mapping[str, Entry], folder: Path) -> None:
+    wanted = dict(model.named_parameters())
+    missing = sorted(wanted.keys() - entries.keys())
+    extra = sorted(entries.keys() - wanted.keys())
+    if model.lm_head is None and LM_HEAD in extra:
+        extra.remove(LM_HEAD)  # some tools store the tied head as well; it is the embedding
+    for names, what in ((missing, "is missing"), (extra, "belongs to no part of this model")):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise CheckpointError(f"{folder}: tensor {names[0]} {what}{more}")
+    transposed = linear_weights(model)
+    for name, parameter in wanted.items():
+        entry = entries[name]
+        expected = _stored_shape(name, tuple(parameter.shape), model.config, entry.layout, transposed)
+        if entry.shape != expected:
+            raise CheckpointError(
+                f"{entry.path}: {name} has shape {list(entry.shape)}, config.json asks for {list(expected)}"
+            )
+        if entry.dtype not in ("F32", "F16", "BF16", "F64"):
+            raise CheckpointError(f"{entry.path}: {name} is stored as {entry.dtype}; qvl reads floating point weights")
+
+
+def _stored_shape(
+    name: str, shape: tuple[int, ...], config: ModelConfig, layout: Layout, transposed: frozenset[str]
+) -> tuple[int, ...]:
+    """The shape a parameter has in the file."""
+    if name == PATCH_EMBED:
+        vision = config.vision_config
+        side = vision.patch_size
+        return (vision.embed_dim, vision.in_channels, vision.temporal_patch_size, side, side)
+    if name in transposed and layout == "hf":
+        return shape[::-1]
+    return shape
+
+
+def _read(file: SafetensorsFile, entry: Entry, target: npt.NDArray[Any], turned: bool, dtype: str) -> None:
+    """Fill `target` from one stored tensor; `turned`: the file has it as the transpose, further axes flattened."""
+    widened = entry.dtype == "BF16" and dtype == "float32"
+    if widened:
+        # A bfloat16 is the upper half of a float32, so its bits go straight there; the lower half is zero already.
+        target = target.view(np.uint16).reshape(*target.shape, 2)[..., 1]
+    view = target.T if turned else target.reshape(entry.shape[0], -1)
+    row_bytes = max(1, _nbytes(entry) // max(1, view.shape[0]))
+    start = 0
+    for block in file.rows(entry.name, max(1, _BLOCK_BYTES // row_bytes)):
+        view[start : start + len(block)] = block if widened else _convert(block, entry.dtype, dtype)
+        start += len(block)
+    if dtype == "float16" and not np.isfinite(target).all():
+        raise CheckpointError(f"{entry.path}: {entry.name} does not fit in float16; use bfloat16 or float32")
+
+
+def _convert(block: npt.NDArray[Any], stored: str, dtype: str) -> npt.NDArray[Any]:
+    """Stored values to what a parameter of `dtype` is filled through."""
+    if stored == "BF16":
+        return block if dtype == "bfloat16" else bfloat16_to_float32(block).astype(_NUMPY_DTYPES[dtype], copy=False)
+    if dtype == "bfloat16":
+        return bfloat16_bits(block.astype(np.float32))
+    with np.errstate(over="ignore"):  # an overflow to float16 is reported with the tensor's name
+        return block.astype(_NUMPY_DTYPES[dtype], copy=False)
+
+
+def _assign(parameter: paddle.Tensor, values: npt.NDArray[Any]) -> None:
+    """Give a parameter its memory: on a CPU the array itself, elsewhere a copy on the device."""
+    if values.dtype == np.float32 and paddle.device.get_device() == "cpu":
+        tensor = paddle.utils.dlpack.from_dlpack(values.__dlpack__())
+    else:
+        tensor = paddle.to_tensor(values)  # uint16 is taken as bfloat16 bits
+    tensor._share_underline_tensor_to(parameter)
+
+
+def _fill_from_pickle(model: Qwen2VL, path: Path) -> None:
+    """Paddle's own `.pdparams`: a dictionary of arrays in Paddle's layout."""
+    if path.suffix != ".pdparams":
+        raise CheckpointError(f"{path}: PyTorch pickles need PyTorch to read; convert them to safetensors first")
+    try:
+        state = paddle.load(str(path), return_numpy=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: Paddle cannot read it ({type(error).__name__}: {error})") from None
+    state = {canonical_name(name): value for name, value in state.items()}
+    wanted = dict(model.named_parameters())
+    if model.lm_head is None:
+        state.pop(LM_HEAD, None)
+    for name in sorted(wanted.keys() ^ state.keys()):
+        raise CheckpointError(f"{path}: tensor {name} {'is missing' if name in wanted else 'belongs nowhere'}")
+    for name, parameter in wanted.items():
+        value = np.asarray(state.pop(name))
+        if name == PATCH_EMBED:
+            value = value.reshape(value.shape[0], -1).T
+        if value.shape != tuple(parameter.shape):
+            raise CheckpointError(f"{path}: {name} has shape {list(value.shape)}, expected {list(parameter.shape)}")
+        stored = "BF16" if value.dtype == np.uint16 else "F32"
+        dtype = str(parameter.dtype).removeprefix("paddle.")
+        _assign(parameter, np.ascontiguousarray(_convert(value, stored, dtype)))
+
+
+def _nbytes(entry: Entry) -> int:
+    return int(np.prod(entry.shape, dtype=np.int64)) * STORED_DTYPES[entry.dtype].itemsize
