@@ -1,0 +1,1 @@
+"""From a `Prompt` to a stream of text: cache, sampling, the decode loop, and the `Engine` that holds them together."""

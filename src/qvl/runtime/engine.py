@@ -1,0 +1,244 @@
+"""The door to everything that runs a model: load once, then ask as often as you like.
+
+engine = Engine.load("2b")
+for chunk in engine.stream([Message.of("user", Image("photo.jpg"), "Describe this picture.")]):
+    print(chunk.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from qvl import environment
+
+environment.prepare()
+
+import paddle  # noqa: E402
+
+from qvl.errors import CheckpointError, UsageError  # noqa: E402
+from qvl.hub.locate import locate  # noqa: E402
+from qvl.messages import Message  # noqa: E402
+from qvl.model.config import ModelConfig  # noqa: E402
+from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
+from qvl.model.weights import load_model  # noqa: E402
+from qvl.processing.image import ImageOptions  # noqa: E402
+from qvl.processing.processor import Processor  # noqa: E402
+from qvl.processing.prompt import Prompt  # noqa: E402
+from qvl.processing.tokenizer import Tokenizer  # noqa: E402
+from qvl.processing.video import VideoOptions  # noqa: E402
+from qvl.profile import Profile, load_profile  # noqa: E402
+from qvl.runtime import memory  # noqa: E402
+from qvl.runtime.decode import Row, prefill, step  # noqa: E402
+from qvl.runtime.device import Placement, place  # noqa: E402
+from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
+from qvl.runtime.records import Answer, Chunk, Sampling, Stats  # noqa: E402
+from qvl.runtime.sampler import Sampler  # noqa: E402
+from qvl.runtime.writer import AnswerWriter  # noqa: E402
+
+Conversation = Sequence[Message] | Prompt
+
+
+class Engine:
+    """A loaded model with its processor. Holds no conversation: every call starts from what it is given."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        model: Qwen2VL,
+        processor: Processor,
+        generation: GenerationConfig,
+        placement: Placement,
+    ) -> None:
+        self.profile = profile
+        self.folder = folder
+        self.config = model.config
+        self.model = model
+        self.processor = processor
+        self.generation = generation
+        self.placement = placement
+        self.load_seconds = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        profile: str | Path | Profile = "demo",
+        *,
+        model: str | Path | None = None,
+        settings: Sequence[str] = (),
+        device: str | None = None,
+        dtype: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        check_memory: bool = True,
+    ) -> Engine:
+        """Load a model.
+
+        profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
+        settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
+        float16. on_progress: called with (bytes loaded, bytes in all).
+        Raises QvlError: UsageError for the request, CheckpointError, DeviceError, MemoryLimitError.
+        """
+        start = time.perf_counter()
+        chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
+        changes = {"model": model and str(model), "device": device, "dtype": dtype}
+        chosen = replace(chosen, **{name: value for name, value in changes.items() if value is not None})
+        placement = place(chosen.device, chosen.dtype)
+        folder = locate(chosen.model)
+        config = ModelConfig.from_folder(folder)
+        # Everything small is read first: a missing tokenizer is known before gigabytes are read.
+        processor = make_processor(folder, config, chosen)
+        generation = GenerationConfig.from_folder(folder, config.eos_token_id)
+        if check_memory:
+            memory.check_weights(config, placement.dtype, memory.available_bytes())
+        loaded = load_model(
+            folder,
+            config,
+            dtype=placement.dtype,
+            attention=placement.attention,
+            layout=None if chosen.weight_layout == "auto" else chosen.weight_layout,
+            allow_pickle=chosen.allow_pickle,
+            on_progress=on_progress,
+        )
+        engine = cls(chosen, folder, loaded, processor, generation, placement)
+        engine.load_seconds = time.perf_counter() - start
+        return engine
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Read the media and lay out the prompt. Raises MediaError, and UsageError when it is over the context."""
+        start = time.perf_counter()
+        prompt = self.processor.prompt(messages)
+        if len(prompt) == 0:
+            raise UsageError("the prompt is empty")
+        if len(prompt) >= self.max_context:
+            vision = sum(v.tokens(self.config.vision_config) for v in prompt.visions)
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens ({vision} of them vision), the context holds {self.max_context}; "
+                "lower --max-pixels or --max-frames, or send less"
+            )
+        return replace(prompt, seconds=time.perf_counter() - start)
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer together; an answer that reaches it ends with "length"."""
+        limit = self.config.max_position_embeddings
+        return min(limit, self.profile.max_context or limit)
+
+    def sampling(self, **overrides: object) -> Sampling:
+        """The checkpoint's generation settings, then the profile's, then these (None says nothing)."""
+        return resolve(self.generation, asdict(self.profile.generation), overrides)
+
+    def check_memory(self, prompt: Prompt, sampling: Sampling) -> None:
+        """Raise MemoryLimitError, with tokens and bytes, when the run would not fit."""
+        new_tokens = self._room(prompt, sampling)
+        memory.check_prompt(self.config, [prompt], new_tokens, self.placement.dtype, memory.available_bytes())
+
+    def marked_text(self, token_ids: Sequence[int]) -> str:
+        """Text of an answer with its grounding marks, without the token that ended it."""
+        ids = [
+            i for n, i in enumerate(token_ids) if not (n == len(token_ids) - 1 and i in self.generation.eos_token_ids)
+        ]
+        return self.processor.tokenizer.decode(ids, keep_special=True)
+
+    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Chunk]:
+        """Answer, a chunk for each token; the last one has the finish reason and the figures."""
+        prompt = conversation if isinstance(conversation, Prompt) else self.prompt(conversation)
+        settings = sampling or self.sampling()
+        row = self._prefill(prompt, settings)
+        writer = self._writer(prompt, settings)
+        first_token = time.perf_counter()
+        while True:
+            token = row.token
+            text = writer.push(token)
+            if writer.finish_reason:
+                stats = self._stats(prompt, row, len(writer.token_ids), time.perf_counter() - first_token)
+                yield Chunk(text, (token,), writer.finish_reason, stats)
+                return
+            yield Chunk(text, (token,))
+            with paddle.no_grad():
+                step(self.model, [row])
+
+    def generate(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
+        """The whole answer at once."""
+        return self.generate_batch([conversation], sampling)[0]
+
+    def generate_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Answer]:
+        """Answer several conversations together; each gives what it gives alone. Figures are those of the batch."""
+        settings = sampling or self.sampling()
+        prompts = [c if isinstance(c, Prompt) else self.prompt(c) for c in conversations]
+        rows = [self._prefill(prompt, settings) for prompt in prompts]
+        writers = [self._writer(prompt, settings) for prompt in prompts]
+        first_token = time.perf_counter()
+        going = list(range(len(rows)))
+        answers: dict[int, Answer] = {}
+        while going:
+            for i in going:
+                writers[i].push(rows[i].token)
+                if writers[i].finish_reason:
+                    elapsed = time.perf_counter() - first_token
+                    answers[i] = self._answer(prompts[i], rows[i], writers[i], elapsed)
+            going = [i for i in going if i not in answers]
+            if going:
+                with paddle.no_grad():
+                    step(self.model, [rows[i] for i in going])
+        return [answers[i] for i in range(len(rows))]
+
+    def _room(self, prompt: Prompt, sampling: Sampling) -> int:
+        return min(sampling.max_new_tokens, self.max_context - len(prompt))
+
+    def _prefill(self, prompt: Prompt, sampling: Sampling) -> Row:
+        eos = self.generation.eos_token_ids
+        sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
+        with paddle.no_grad():
+            return prefill(self.model, prompt, sampler, len(prompt) + self._room(prompt, sampling))
+
+    def _writer(self, prompt: Prompt, sampling: Sampling) -> AnswerWriter:
+        room = self._room(prompt, sampling)
+        return AnswerWriter(self.processor.tokenizer, sampling, self.generation.eos_token_ids, room)
+
+    def _answer(self, prompt: Prompt, row: Row, writer: AnswerWriter, decode_seconds: float) -> Answer:
+        assert writer.finish_reason is not None
+        stats = self._stats(prompt, row, len(writer.token_ids), decode_seconds)
+        return Answer(writer.text, writer.marked_text, tuple(writer.token_ids), writer.finish_reason, stats)
+
+    def _stats(self, prompt: Prompt, row: Row, new_tokens: int, decode_seconds: float) -> Stats:
+        later = new_tokens - 1  # the first token is the prefill's
+        return Stats(
+            prompt_tokens=len(prompt),
+            vision_tokens=sum(v.tokens(self.config.vision_config) for v in prompt.visions),
+            new_tokens=new_tokens,
+            load_seconds=self.load_seconds,
+            preprocess_seconds=prompt.seconds,
+            vision_seconds=row.vision_seconds,
+            prefill_seconds=row.prefill_seconds,
+            time_to_first_token=prompt.seconds + row.vision_seconds + row.prefill_seconds,
+            decode_seconds=decode_seconds,
+            tokens_per_second=later / decode_seconds if later and decode_seconds > 0 else 0.0,
+            peak_memory_bytes=memory.peak_bytes(),
+        )
+
+
+def make_processor(folder: Path, config: ModelConfig, profile: Profile) -> Processor:
+    """The processor of a checkpoint under a profile. Raises CheckpointError naming the missing or damaged file."""
+    path = folder / "preprocessor_config.json"
+    try:
+        preprocessor = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: preprocessor_config.json is missing") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    limits = {"min_pixels": profile.min_pixels, "max_pixels": profile.max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    image_options = ImageOptions.from_preprocessor_config(preprocessor, **given, raw_pixels=profile.raw_pixels)
+    return Processor(
+        config=config,
+        tokenizer=Tokenizer.from_folder(folder),
+        image_options=image_options,
+        video_options=VideoOptions(**asdict(profile.video)),
+        template=profile.template,
+        system=profile.system,
+        add_vision_id=profile.add_vision_id,
+    )

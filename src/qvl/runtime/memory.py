@@ -1,0 +1,130 @@
+"""How much memory a run will take, by parts, and how much there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+import psutil
+
+from qvl.errors import MemoryLimitError
+from qvl.model.config import ModelConfig
+from qvl.ops.attention import SCORE_BYTES
+from qvl.processing.prompt import Prompt
+from qvl.runtime.cache import cache_bytes
+
+GIB = 1024**3
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# How many arrays of a block's inner width live at once at its peak, in the gate of the MLP. Measured on a CPU.
+_MLP_COPIES = 4
+_WIDTH_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes a prompt takes beside the weights."""
+
+    cache: int
+    vision: int
+    prefill: int
+
+    @property
+    def total(self) -> int:
+        """Vision and prefill come one after the other, so only the larger one counts."""
+        return self.cache + max(self.vision, self.prefill)
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of all parameters."""
+    h, inner, vision = config.hidden_size, config.intermediate_size, config.vision_config
+    kv = config.num_key_value_heads * config.head_dim
+    layer = 2 * h * h + 2 * h * kv + h + 2 * kv + 3 * h * inner + 2 * h
+    head = config.vocab_size * h * (1 if config.tie_word_embeddings else 2)
+    e, merged = vision.embed_dim, vision.embed_dim * vision.spatial_merge_size**2
+    block = 4 * e * e + 4 * e + 2 * e * vision.intermediate_size + vision.intermediate_size + e + 4 * e
+    tower = vision.patch_dim * e + vision.depth * block + 2 * e + merged * merged + merged + merged * h + h
+    return (config.num_hidden_layers * layer + h + head + tower) * ITEMSIZE[dtype]
+
+
+def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str) -> Need:
+    """Estimate for one prompt and its answer."""
+    size, vision = ITEMSIZE[dtype], config.vision_config
+    patches = max((v.patches.shape[0] for v in prompt.visions), default=0)
+    per_patch = _WIDTH_COPIES * vision.embed_dim + _MLP_COPIES * vision.intermediate_size
+    per_token = _WIDTH_COPIES * config.hidden_size + _MLP_COPIES * config.intermediate_size
+    scores = 3 * SCORE_BYTES
+    return Need(
+        cache=cache_bytes(config, len(prompt) + new_tokens, size),
+        vision=patches * per_patch * size + scores if patches else 0,
+        prefill=len(prompt) * per_token * size + scores + 2 * 4 * config.vocab_size,
+    )
+
+
+def available_bytes() -> int:
+    """Free memory of Paddle's current device; on a CPU within the limit of the container, if there is one."""
+    device = paddle.device.get_device()
+    if device.startswith("gpu"):
+        index = int(device.partition(":")[2] or 0)
+        total = int(paddle.device.cuda.get_device_properties(index).total_memory)
+        return total - int(paddle.device.cuda.memory_allocated(index))
+    return min(int(psutil.virtual_memory().available), _cgroup_room())
+
+
+def _cgroup_room() -> int:
+    """What is left under the control group's limit (version 2, then 1); without one, more than any machine has."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return 1 << 62
+
+
+def check_weights(config: ModelConfig, dtype: str, available: int) -> None:
+    """Raise MemoryLimitError when the weights alone do not fit."""
+    weights = weight_bytes(config, dtype)
+    if weights > available:
+        raise MemoryLimitError(
+            f"the weights take {weights / GIB:.1f} GiB as {dtype}, {available / GIB:.1f} GiB are free; "
+            "take a smaller model or a shorter dtype, or free some memory (--no-memory-check tries anyway)"
+        )
+
+
+def check_prompt(config: ModelConfig, prompts: Sequence[Prompt], new_tokens: int, dtype: str, available: int) -> None:
+    """Raise MemoryLimitError, with tokens, bytes and what to set, when prompts run together do not fit."""
+    needs = [need(config, prompt, new_tokens, dtype) for prompt in prompts]
+    total = sum(n.cache for n in needs) + max((max(n.vision, n.prefill) for n in needs), default=0)
+    if total <= available:
+        return
+    tokens = sum(len(prompt) for prompt in prompts)
+    vision = sum(v.tokens(config.vision_config) for prompt in prompts for v in prompt.visions)
+    largest = max(needs, key=lambda n: n.total)
+    raise MemoryLimitError(
+        f"this takes about {total / GIB:.1f} GiB beside the weights, {available / GIB:.1f} GiB are free: "
+        f"{tokens} tokens ({vision} of them vision) and {new_tokens} new ones "
+        f"(cache {sum(n.cache for n in needs) / GIB:.2f}, vision {largest.vision / GIB:.2f}, "
+        f"prefill {largest.prefill / GIB:.2f} GiB); lower --max-pixels, --max-frames or --max-new-tokens "
+        "(--no-memory-check tries anyway)"
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory taken so far: of the device on a GPU, of the process on a CPU."""
+    device = paddle.device.get_device()
+    if device.startswith("gpu"):
+        return int(paddle.device.cuda.max_memory_allocated(int(device.partition(":")[2] or 0)))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

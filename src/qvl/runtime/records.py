@@ -1,0 +1,76 @@
+"""The records that cross the runtime's border: what to sample, what comes back. NumPy and Paddle free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token and when to end.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    repetition_penalty: over prompt and answer, 1 is off. seed: None draws a fresh one.
+    stop: strings that end the answer and are not part of it.
+    """
+
+    max_new_tokens: int = 512
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken (top_k 1, as the published models ask, is the same)."""
+        return self.temperature == 0 or self.top_k == 1
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one answer. Times in seconds, memory in bytes."""
+
+    prompt_tokens: int
+    vision_tokens: int
+    new_tokens: int
+    load_seconds: float
+    preprocess_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    time_to_first_token: float
+    decode_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of the answer as it grows. The last one has `finish_reason` and `stats`.
+
+    text: whole characters only, special tokens left out; may be empty.
+    token_ids: the tokens drawn since the chunk before, special ones included.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: the chunks put together. `marked_text` keeps the special tokens, such as grounding marks."""
+
+    text: str
+    marked_text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats

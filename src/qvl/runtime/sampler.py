@@ -1,0 +1,112 @@
+"""Choosing the next token from its logits, in the order and with the meaning transformers gives each setting.
+
+NumPy on one row of logits: with 151 936 words a draw takes a millisecond, where Paddle's own sampling ops were measured
+at 21 to 31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from qvl.errors import QvlError, UsageError
+from qvl.runtime.records import Sampling
+
+Logits = npt.NDArray[np.float32]
+
+
+class Sampler:
+    """Draws the tokens of one answer. Keeps which tokens were seen and the random state; make one an answer."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], eos_ids: Iterable[int]) -> None:
+        check(sampling)
+        self.sampling = sampling
+        self._eos = np.asarray(sorted(eos_ids), np.int64)
+        self._seen = set(prompt_ids) if sampling.repetition_penalty != 1.0 else set()
+        self._drawn = 0
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+
+    def draw(self, logits: Logits) -> int:
+        """The next token from float32 logits [vocab_size]. Raises QvlError when they are not finite."""
+        settings = self.sampling
+        scores = self._without_eos(self._penalised(logits))
+        best = int(np.argmax(scores))
+        if not np.isfinite(scores[best]):
+            raise QvlError("the model's logits are not finite; its dtype overflows here: use bfloat16 or float32")
+        token = best if settings.greedy else self._random_token(filtered(scores, settings))
+        self._drawn += 1
+        if settings.repetition_penalty != 1.0:
+            self._seen.add(token)
+        return token
+
+    def _penalised(self, logits: Logits) -> Logits:
+        penalty = self.sampling.repetition_penalty
+        if penalty == 1.0 or not self._seen:
+            return logits
+        ids = np.fromiter((i for i in self._seen if i < len(logits)), np.int64)
+        scores = logits.copy()
+        seen = scores[ids]
+        scores[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+        return scores
+
+    def _without_eos(self, scores: Logits) -> Logits:
+        if self._drawn >= self.sampling.min_new_tokens and not self.sampling.ignore_eos:
+            return scores
+        masked = scores.copy()
+        masked[self._eos[self._eos < len(masked)]] = -np.inf
+        return masked
+
+    def _random_token(self, scores: Logits) -> int:
+        kept = np.flatnonzero(np.isfinite(scores))
+        weights = _softmax(scores[kept].astype(np.float64))
+        return int(kept[np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum(), side="right")])
+
+
+def filtered(logits: Logits, sampling: Sampling) -> Logits:
+    """Temperature, then top-k, top-p and min-p: the logits with everything ruled out at -inf."""
+    scores = logits / np.float32(sampling.temperature)
+    if 0 < sampling.top_k < len(scores):
+        threshold = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        scores = np.where(scores < threshold, -np.inf, scores).astype(np.float32)
+    if sampling.top_p < 1.0:
+        scores = _top_p(scores, sampling.top_p)
+    if sampling.min_p > 0.0:
+        # p < min_p * p_max, said in logits.
+        scores = np.where(scores < scores.max() + np.log(np.float32(sampling.min_p)), -np.inf, scores)
+    return scores.astype(np.float32, copy=False)
+
+
+def _top_p(scores: Logits, top_p: float) -> Logits:
+    """Keep the fewest tokens whose probabilities add up to top_p or more; at least one."""
+    alive = np.flatnonzero(np.isfinite(scores))
+    ascending = alive[np.argsort(scores[alive], kind="stable")]
+    cumulative = np.cumsum(_softmax(scores[ascending].astype(np.float64)))
+    dropped = ascending[:-1][cumulative[:-1] <= 1.0 - top_p]
+    kept = scores.copy()
+    kept[dropped] = -np.inf
+    return kept
+
+
+def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    exponentials = np.exp(scores - scores.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def check(sampling: Sampling) -> None:
+    """Raise UsageError, naming the setting, for values that mean nothing."""
+    rules = (
+        ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
+        ("min_new_tokens", 0 <= sampling.min_new_tokens <= sampling.max_new_tokens, "0 to max_new_tokens"),
+        ("temperature", 0 <= sampling.temperature < float("inf"), "0 (greedy) or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "over 0, at most 1"),
+        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
+        ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < float("inf"), "over 0"),
+        ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
+        ("stop", all(sampling.stop), "not an empty string"),
+    )
+    for name, holds, expected in rules:
+        if not holds:
+            raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(sampling, name)!r}")
