@@ -1,0 +1,93 @@
+"""Where a model lies on this machine: a folder, qvl's own store, or what another tool has already downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from qvl.errors import CheckpointError
+
+DEMO = "demo"
+
+
+def qvl_home() -> Path:
+    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here."""
+    if os.environ.get("QVL_HOME"):
+        return Path(os.environ["QVL_HOME"]).expanduser()
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "qvl"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qvl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qvl"
+
+
+def find(model: str | Path) -> Path | None:
+    """The checkpoint folder of a model, or None when it is not here. Never touches the network."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    return next((place for place in _places(str(model)) if (place / "config.json").is_file()), None)
+
+
+def locate(model: str | Path) -> Path:
+    """Like `find`, but makes the demo checkpoint when it is asked for and not yet there.
+
+    Raises CheckpointError that says where was looked and what to do.
+    """
+    if str(model) == DEMO:
+        return _demo()
+    found = find(model)
+    if found is not None:
+        return found
+    if "/" not in str(model) or str(model).startswith((".", "/", "~")):
+        raise CheckpointError(f"{model}: no such model folder")
+    raise CheckpointError(
+        f"{model} is not on this machine (looked in {qvl_home() / 'models'} and the caches of Hugging Face and "
+        "ModelScope); get it with any of their tools, or give its folder with --model DIR"
+    )
+
+
+def _places(model: str) -> Iterator[Path]:
+    """Folders a hub id such as "Qwen/Qwen2-VL-2B-Instruct" may be in, the surest first."""
+    if model.count("/") != 1:
+        return
+    yield qvl_home() / "models" / model
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    repository = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub") / f"models--{model.replace('/', '--')}"
+    try:
+        yield repository / "snapshots" / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        pass  # not in that cache
+    modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
+    yield modelscope / "models" / model
+    yield modelscope / model
+
+
+def _demo() -> Path:
+    """The checkpoint behind the demo profile: random weights, made once. Its words mean nothing."""
+    # Only here, since the vocabulary it makes pulls in the tokenizers library.
+    from qvl.hub.random_checkpoint import GENERATOR_VERSION, TINY, write_checkpoint
+
+    folder = qvl_home() / "models" / f"{DEMO}-random-{GENERATOR_VERSION}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"{folder.parent}: cannot be written ({error.strerror}); set QVL_HOME") from None
+    try:
+        write_checkpoint(partial, TINY, seed=0)
+        partial.replace(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # another process was quicker, which is as good
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -1,0 +1,298 @@
+"""Writes a complete Qwen2-VL checkpoint folder of any shape with random weights, without Paddle.
+
+Tests and `make demo` use a tiny one, benchmarks the full 2B shape. Every tensor is drawn from its own generator, seeded
+by the seed and its name, and streamed to disk, so neither the order nor the size of the model matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qvl.hub.small_vocabulary import SPECIAL_TOKENS, first_special_id, write_json, write_processor, write_tokenizer
+from qvl.model.config import ModelConfig, VisionConfig
+from qvl.model.safetensors_io import SafetensorsWriter, bfloat16_bits
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Layout = Literal["hf", "paddle"]
+ConfigForm = Literal["flat", "nested"]
+
+GENERATOR_VERSION = 1  # raised when the same config and seed come to mean other weights or another vocabulary
+_STORED: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_METADATA = {"hf": "pt", "paddle": "np"}
+_BLOCK_NUMBERS = 1 << 20  # drawn and written at once: 4 MB, which stays in the cache
+
+# Enough of everything to go wrong in: grouped heads, three rotary sections of two sizes, more than one vision block.
+TINY = ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=128,
+    vocab_size=1024,
+    tie_word_embeddings=True,
+    mrope_section=(2, 3, 3),
+    image_token_id=1010,
+    video_token_id=1011,
+    vision_start_token_id=1007,
+    vision_end_token_id=1008,
+    bos_token_id=998,
+    eos_token_id=1000,
+    torch_dtype="float32",
+    vision_config=VisionConfig(depth=2, embed_dim=48, hidden_size=64, num_heads=4),
+)
+FULL_2B = ModelConfig(
+    hidden_size=1536,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    intermediate_size=8960,
+    vocab_size=151936,
+    tie_word_embeddings=True,
+    vision_config=VisionConfig(hidden_size=1536),
+)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a checkpoint and its shape in the Hugging Face layout, where a linear is [out, in]."""
+    return {**_vision_shapes(config.vision_config), **_language_shapes(config)}
+
+
+def is_linear(name: str) -> bool:
+    """Whether a parameter is the weight of a linear layer, which Paddle stores the other way round."""
+    return name.endswith(".weight") and not any(
+        part in name for part in ("norm", "ln_q", "embed_tokens", "patch_embed.proj")
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    layout: Layout = "hf",
+    config_form: ConfigForm = "flat",
+    shard_bytes: int | None = None,
+    tokenizer: bool = True,
+) -> None:
+    """Write a whole folder. The weights depend on the config and the seed alone, whatever the other arguments.
+
+    shard_bytes: start a new file once one would grow past this; None writes a single model.safetensors.
+    layout: "paddle" turns linears to [in, out] and says so in the files' metadata.
+    config_form: "nested" writes config.json as transformers 5 does.
+    tokenizer: leave False to write the weights and config.json only.
+    Raises ValueError when the vision tokens of the config are not where Qwen2-VL has them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, torch_dtype=dtype)
+    shapes = parameter_shapes(config)
+    shards = _split(shapes, _ITEM_BYTES[dtype], shard_bytes)
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if shard_bytes else "model.safetensors"
+        _write_shard(folder / file, names, RandomWeights(config, seed), dtype, layout)
+        where |= dict.fromkeys(names, file)
+    if shard_bytes:
+        total = sum(_numbers(shape) for shape in shapes.values()) * _ITEM_BYTES[dtype]
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "config.json", config.to_dict() if config_form == "flat" else _nested(config))
+    if tokenizer:
+        write_json(folder / "generation_config.json", _generation(first_special_id(config)))
+        write_processor(folder, config)
+        write_tokenizer(folder, config)
+
+
+class RandomWeights:
+    """The parameters of a config for one seed, in the Hugging Face layout; any of them can be had alone."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self.shapes = parameter_shapes(config)
+        self.seed = seed
+        # Where the special tokens begin. They and the unused rows behind them are kept from ever being the answer.
+        self._words = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")
+
+    def tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """One parameter, whole."""
+        return np.concatenate(list(self.blocks(name))).reshape(self.shapes[name])
+
+    def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """The same in order, as [rows, everything else] blocks of about 4 MB."""
+        shape = self.shapes[name]
+        generator = self._generator(name)
+        mean, std = (np.float32(value) for value in _mean_and_std(name, shape))
+        scales = self._row_scales(name, shape[0]) if name.startswith(("model.embed_tokens", "lm_head")) else None
+        width = _numbers(shape[1:])
+        rows = max(1, _BLOCK_NUMBERS // width)
+        for first in range(0, shape[0], rows):
+            block = generator.standard_normal((min(rows, shape[0] - first), width), dtype=np.float32)
+            block *= std
+            block += mean
+            if scales is not None:
+                block *= scales[first : first + rows, None]
+            yield block
+
+    def _generator(self, name: str) -> np.random.Generator:
+        key = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
+
+    def _row_scales(self, name: str, rows: int) -> npt.NDArray[np.float32]:
+        """A few long token vectors and many short ones, so that the best token is ahead by more than rounding.
+
+        Only operations that IEEE 754 defines to the last bit: an exponential differs between processors.
+        """
+        uniform = self._generator(f"{name}:rows").random(rows, dtype=np.float32)
+        scales = np.float32(1 / 3) / (np.float32(0.1) + uniform)
+        scales[self._words :] = np.float32(0.1)
+        return scales
+
+
+def tensors_sha256(config: ModelConfig, seed: int) -> str:
+    """A fingerprint of all weights as float32: tells a changed generator from a changed model."""
+    digest = hashlib.sha256()
+    weights = RandomWeights(config, seed)
+    for name, shape in weights.shapes.items():
+        digest.update(f"{name}{list(shape)}".encode())
+        for block in weights.blocks(name):
+            digest.update(block.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _vision_shapes(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
+    width, inner, patch = vision.embed_dim, vision.intermediate_size, vision.patch_size
+    merged = width * vision.spatial_merge_size**2
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.patch_embed.proj.weight": (width, vision.in_channels, vision.temporal_patch_size, patch, patch)
+    }
+    for number in range(vision.depth):
+        block = f"visual.blocks.{number}"
+        shapes |= _with_bias(f"{block}.norm1", (width,))
+        shapes |= _with_bias(f"{block}.norm2", (width,))
+        shapes |= _with_bias(f"{block}.attn.qkv", (3 * width, width))
+        shapes |= _with_bias(f"{block}.attn.proj", (width, width))
+        shapes |= _with_bias(f"{block}.mlp.fc1", (inner, width))
+        shapes |= _with_bias(f"{block}.mlp.fc2", (width, inner))
+    shapes |= _with_bias("visual.merger.ln_q", (width,))
+    shapes |= _with_bias("visual.merger.mlp.0", (merged, merged))
+    shapes |= _with_bias("visual.merger.mlp.2", (vision.hidden_size, merged))
+    return shapes
+
+
+def _language_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    for number in range(config.num_hidden_layers):
+        layer = f"model.layers.{number}"
+        shapes[f"{layer}.input_layernorm.weight"] = (width,)
+        shapes |= _with_bias(f"{layer}.self_attn.q_proj", (heads, width))
+        shapes |= _with_bias(f"{layer}.self_attn.k_proj", (kv_heads, width))
+        shapes |= _with_bias(f"{layer}.self_attn.v_proj", (kv_heads, width))
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, heads)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
+    shapes["model.norm.weight"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes
+
+
+def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+# How much larger than 1/sqrt(fan-in) the weights of a linear are. Queries and keys are large so that attention picks
+# places instead of averaging all of them, which would make every picture look the same; the language model's token
+# vectors are small beside what the layers add, or each token would predict itself.
+_GAINS: tuple[tuple[str, float], ...] = (
+    ("visual.patch_embed", 2.0),
+    ("attn.qkv", 1.5),
+    ("merger.mlp.2", 2.0),
+    ("q_proj", 2.0),
+    ("k_proj", 2.0),
+    ("down_proj", 3.0),
+    ("embed_tokens", 0.5),
+    ("lm_head", 0.5),
+)
+
+
+def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    if len(shape) == 1:
+        is_norm = name.endswith(".weight")
+        if name == "model.norm.weight":
+            return 4.0, 0.4  # brings the logits of short token vectors to a standard deviation of 2
+        return (1.0, 0.1) if is_norm else (0.0, 0.1)
+    gain = next((gain for part, gain in _GAINS if part in name), 1.0)
+    return 0.0, gain / float(np.sqrt(_numbers(shape[1:])))
+
+
+def _write_shard(path: Path, names: list[str], weights: RandomWeights, dtype: Dtype, layout: Layout) -> None:
+    turned = {name for name in names if layout == "paddle" and is_linear(name)}
+    shapes = {name: weights.shapes[name][:: -1 if name in turned else 1] for name in names}
+    entries = {name: (_STORED[dtype], shape) for name, shape in shapes.items()}
+    with SafetensorsWriter(path, entries, {"format": _METADATA[layout]}) as writer:
+        for name in names:
+            if name in turned:
+                writer.write(_store(weights.tensor(name).T, dtype))
+                continue
+            for block in weights.blocks(name):
+                writer.write(_store(block, dtype))
+
+
+def _store(values: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
+    return bfloat16_bits(values) if dtype == "bfloat16" else values.astype(np.dtype(dtype))
+
+
+def _split(shapes: Mapping[str, tuple[int, ...]], item: int, limit: int | None) -> list[list[str]]:
+    """Names of each shard, in order; a tensor larger than the limit has a shard of its own."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        nbytes = _numbers(shape) * item
+        if limit is not None and shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _nested(config: ModelConfig) -> dict[str, Any]:
+    """The form transformers 5 writes: the language model's keys in `text_config`, rope in one object."""
+    flat = config.to_dict()
+    top = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    data = {name: flat.pop(name) for name in ("architectures", "model_type", *top)}
+    vision = flat.pop("vision_config") | {"model_type": "qwen2_vl_vision"}
+    dtype, theta, scaling = flat.pop("torch_dtype"), flat.pop("rope_theta"), flat.pop("rope_scaling")
+    rope = {"mrope_section": scaling["mrope_section"], "rope_theta": theta, "rope_type": "default", "type": "mrope"}
+    text = {**flat, "model_type": "qwen2_vl_text", "dtype": dtype, "rope_parameters": rope}
+    return {**data, "dtype": dtype, "text_config": text, "vision_config": vision}
+
+
+def _generation(first_special: int) -> dict[str, Any]:
+    end_of_text = first_special
+    end_of_turn = first_special + SPECIAL_TOKENS.index("<|im_end|>")
+    return {
+        "bos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "eos_token_id": [end_of_turn, end_of_text],
+        "do_sample": True,
+        "repetition_penalty": 1.0,
+        "temperature": 0.01,
+        "top_p": 0.001,
+        "top_k": 1,
+    }
