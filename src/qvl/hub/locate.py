@@ -60,10 +60,9 @@ def _places(model: str) -> Iterator[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
     repository = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub") / f"models--{model.replace('/', '--')}"
-    try:
-        yield repository / "snapshots" / (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        pass  # not in that cache
+    revision = repository / "refs" / "main"
+    if revision.is_file():
+        yield repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
     modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
     yield modelscope / "models" / model
     yield modelscope / model

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -92,27 +94,29 @@ class SafetensorsFile:
     def rows(self, name: str, rows_at_once: int) -> Iterator[npt.NDArray[Any]]:
         """Yield a tensor as [rows, everything else] blocks of at most `rows_at_once` rows, as stored.
 
-        bfloat16 comes as uint16 bits. The block is reused: copy it before asking for the next one.
+        bfloat16 comes as uint16 bits. The block is reused: copy it before asking for the next one. Several threads may
+        read different tensors at once.
         """
         tensor = self.tensors[name]
         dtype = STORED_DTYPES[tensor.dtype]
         height = tensor.shape[0] if tensor.shape else 1
         width = int(np.prod(tensor.shape[1:], dtype=np.int64))
         buffer = np.empty((min(rows_at_once, max(height, 1)), width), dtype)
-        self._file.seek(tensor.offset)
         for first in range(0, height, rows_at_once):
             block = buffer[: min(rows_at_once, height - first)]
-            self._fill(block, name)
+            self._fill(block, tensor.offset + first * width * dtype.itemsize, name)
             yield block
 
-    def _fill(self, block: npt.NDArray[Any], name: str) -> None:
-        view = memoryview(block).cast("B")
+    def _fill(self, block: npt.NDArray[Any], offset: int, name: str) -> None:
+        view = block.reshape(-1).view(np.uint8)
         done = 0
-        while done < len(view):
-            got = self._file.readinto(view[done:])
-            if not got:
-                raise CheckpointError(f"{self.path}: ended in the middle of {name}")
-            done += got
+        with self._lock:  # one position in the file for all threads
+            self._file.seek(offset)
+            while done < len(view):
+                got = self._file.readinto(view[done:].data)
+                if not got:
+                    raise CheckpointError(f"{self.path}: ended in the middle of {name}")
+                done += got
 
 
 def _stored(entry: Mapping[str, Any], data_start: int) -> StoredTensor:
@@ -153,7 +157,7 @@ class SafetensorsWriter:
     def write(self, data: npt.NDArray[Any]) -> None:
         """Append the next tensor, or the next rows of it. bfloat16 is given as uint16 bits."""
         contiguous = np.ascontiguousarray(data)
-        self._file.write(memoryview(contiguous).cast("B") if contiguous.size else b"")
+        self._file.write(contiguous.reshape(-1).view(np.uint8).data)
         self._missing -= contiguous.nbytes
 
     def __enter__(self) -> SafetensorsWriter:

@@ -6,15 +6,18 @@ filled, and nothing in the files is left over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import paddle
 from paddle import nn
 
+from qvl.environment import physical_cores
 from qvl.errors import CheckpointError
 from qvl.model.checkpoint import LM_HEAD, PATCH_EMBED, Entry, Layout, canonical_name, find_pickle, list_tensors
 from qvl.model.config import ModelConfig
@@ -23,8 +26,11 @@ from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_bi
 from qvl.ops import AttentionImpl
 
 Progress = Callable[[int, int], None]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
-_BLOCK_BYTES = 1024 * 1024  # of a stored tensor; stays in the second-level cache while it is turned over
+_MAX_READERS = 4
+_BLOCK_BYTES = 1024 * 1024  # of a stored tensor; stays in the second-level cache while it is turned
 # What a parameter of each dtype is filled through: bfloat16 as its bits, which Paddle takes as such.
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -59,22 +65,52 @@ def load_model(
         return model
     entries = list_tensors(folder, layout)
     _check_complete(model, entries, folder)
-    transposed = linear_weights(model)
-    total = sum(_nbytes(entry) for entry in entries.values())
+    total = sum(_nbytes(entries[name]) for name, _ in model.named_parameters())
     done = 0
-    for path in dict.fromkeys(entry.path for entry in entries.values()):
-        with SafetensorsFile(path) as file:
-            for name, parameter in model.named_parameters():
-                entry = entries[name]
-                if entry.path != path:
-                    continue
-                values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
-                _read(file, entry, values, _is_turned(name, entry.layout, transposed), dtype)
-                _assign(parameter, values)
-                done += _nbytes(entry)
-                if on_progress:
-                    on_progress(done, total)
+    for nbytes in _fill(model, entries, dtype):
+        done += nbytes
+        if on_progress:
+            on_progress(done, total)
     return model
+
+
+def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:
+    """Fill the parameters, file by file; yield the stored bytes of each as it is done.
+
+    Turning matrices over is bound by the processor, so a few threads share it; each holds one block of its own.
+    """
+    transposed = linear_weights(model)
+    by_file: dict[Path, list[tuple[str, paddle.Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        by_file.setdefault(entries[name].path, []).append((name, parameter))
+    with ThreadPoolExecutor(min(_MAX_READERS, physical_cores())) as pool:
+        for path, parameters in by_file.items():
+            with SafetensorsFile(path) as file:
+
+                def read(item: tuple[str, paddle.Tensor], file: SafetensorsFile = file) -> npt.NDArray[Any]:
+                    name, parameter = item
+                    values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
+                    _read(file, entries[name], values, _is_turned(name, entries[name].layout, transposed), dtype)
+                    return values
+
+                for (name, parameter), values in zip(parameters, _in_order(pool, read, parameters), strict=True):
+                    _assign(parameter, values)
+                    yield _nbytes(entries[name])
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
+    """Like `pool.map`, but never further ahead than the pool has threads, so that little waits in memory."""
+    ahead: deque[Future[_Out]] = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > pool._max_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
 
 
 def empty_model(config: ModelConfig, dtype: str, attention: AttentionImpl = "composed") -> Qwen2VL:

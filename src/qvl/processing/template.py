@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 from qvl.messages import Image, Message, Part, Text, Video
 
@@ -44,7 +44,7 @@ class Slot:
     part: Image | Video
 
 
-Piece = Union[str, Special, Slot]
+Piece = str | Special | Slot
 
 
 def render(

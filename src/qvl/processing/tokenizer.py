@@ -1,8 +1,8 @@
 """Text to token ids and back, on the `tokenizers` library.
 
 Text and special tokens never mix: `encode` treats everything as plain text, so that `<|im_end|>` typed by a user stays
-the ten characters it is, and special tokens are looked up by name. Decoding works on bytes, so that a stream can hold back half
-a character and still give exactly what decoding the whole gives.
+the ten characters it is, and special tokens are looked up by name. Decoding works on bytes, so that a stream can hold
+back half a character and still give exactly what decoding the whole gives.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Tokenizer:
             token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         }
         self._special_ids = frozenset(self.special.values())
-        self._added = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
+        self._added: dict[int, str] = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
         self._bytes: dict[int, bytes] = {}
 
     @staticmethod
@@ -81,10 +81,9 @@ class Tokenizer:
         """The bytes a token stands for: b"" for a dropped special one and for ids without a token."""
         if token_id in self._special_ids and not keep_special:
             return b""
-        known = self._bytes.get(token_id)
-        if known is None:
-            known = self._bytes[token_id] = self._look_up(token_id)
-        return known
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._look_up(token_id)
+        return self._bytes[token_id]
 
     def _look_up(self, token_id: int) -> bytes:
         if token_id in self._added:

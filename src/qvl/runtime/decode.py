@@ -63,7 +63,7 @@ def prompt_inputs(
 
 
 def encode_vision(model: Qwen2VL, prompt: Prompt) -> paddle.Tensor | None:
-    """Features of all pictures and clips, [tokens, hidden_size], one after the other to keep the peak at one's worth."""
+    """Features of all pictures and clips, [tokens, hidden_size]; one after the other, so the peak is that of one."""
     if not prompt.visions:
         return None
     dtype = model.visual.patch_embed.proj.weight.dtype

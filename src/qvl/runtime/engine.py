@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from qvl import environment
 
@@ -24,7 +25,7 @@ from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
-from qvl.model.weights import load_model  # noqa: E402
+from qvl.model.weights import Progress, load_model  # noqa: E402
 from qvl.processing.image import ImageOptions  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
@@ -46,25 +47,19 @@ class Engine:
     """A loaded model with its processor. Holds no conversation: every call starts from what it is given."""
 
     def __init__(
-        self,
-        profile: Profile,
-        folder: Path,
-        model: Qwen2VL,
-        processor: Processor,
-        generation: GenerationConfig,
-        placement: Placement,
+        self, profile: Profile, folder: Path, processor: Processor, generation: GenerationConfig, placement: Placement
     ) -> None:
         self.profile = profile
         self.folder = folder
-        self.config = model.config
-        self.model = model
+        self.config = processor.config
         self.processor = processor
         self.generation = generation
         self.placement = placement
         self.load_seconds = 0.0
+        self._model: Qwen2VL | None = None
 
     @classmethod
-    def load(
+    def open(
         cls,
         profile: str | Path | Profile = "demo",
         *,
@@ -72,40 +67,65 @@ class Engine:
         settings: Sequence[str] = (),
         device: str | None = None,
         dtype: str | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-        check_memory: bool = True,
     ) -> Engine:
-        """Load a model.
+        """Find a model and read all of it that is small. Weights are read by `load_weights`, or when first needed.
 
         profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
         settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
-        float16. on_progress: called with (bytes loaded, bytes in all).
-        Raises QvlError: UsageError for the request, CheckpointError, DeviceError, MemoryLimitError.
+        float16. Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
         """
-        start = time.perf_counter()
         chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
+        if isinstance(profile, Profile) and settings:
+            raise UsageError("settings go with a profile's name; a Profile has `revised`")
         changes = {"model": model and str(model), "device": device, "dtype": dtype}
-        chosen = replace(chosen, **{name: value for name, value in changes.items() if value is not None})
+        chosen = chosen.revised({name: value for name, value in changes.items() if value is not None}, "Engine")
         placement = place(chosen.device, chosen.dtype)
         folder = locate(chosen.model)
         config = ModelConfig.from_folder(folder)
-        # Everything small is read first: a missing tokenizer is known before gigabytes are read.
-        processor = make_processor(folder, config, chosen)
         generation = GenerationConfig.from_folder(folder, config.eos_token_id)
+        return cls(chosen, folder, make_processor(folder, config, chosen), generation, placement)
+
+    @classmethod
+    def load(
+        cls,
+        profile: str | Path | Profile = "demo",
+        *,
+        on_progress: Progress | None = None,
+        check_memory: bool = True,
+        **choices: Any,
+    ) -> Engine:
+        """Open a model, see `open`, and load its weights, see `load_weights`."""
+        engine = cls.open(profile, **choices)
+        engine.load_weights(on_progress=on_progress, check_memory=check_memory)
+        return engine
+
+    def load_weights(self, *, on_progress: Progress | None = None, check_memory: bool = True) -> None:
+        """Read the weights, once. on_progress: called with (bytes loaded, bytes in all).
+
+        Raises CheckpointError, and MemoryLimitError when they would not fit.
+        """
+        if self._model is not None:
+            return
+        start = time.perf_counter()
         if check_memory:
-            memory.check_weights(config, placement.dtype, memory.available_bytes())
-        loaded = load_model(
-            folder,
-            config,
-            dtype=placement.dtype,
-            attention=placement.attention,
-            layout=None if chosen.weight_layout == "auto" else chosen.weight_layout,
-            allow_pickle=chosen.allow_pickle,
+            memory.check_weights(self.config, self.placement.dtype, memory.available_bytes())
+        self._model = load_model(
+            self.folder,
+            self.config,
+            dtype=self.placement.dtype,
+            attention=self.placement.attention,
+            layout=None if self.profile.weight_layout == "auto" else self.profile.weight_layout,
+            allow_pickle=self.profile.allow_pickle,
             on_progress=on_progress,
         )
-        engine = cls(chosen, folder, loaded, processor, generation, placement)
-        engine.load_seconds = time.perf_counter() - start
-        return engine
+        self.load_seconds = time.perf_counter() - start
+
+    @property
+    def model(self) -> Qwen2VL:
+        """The layers, with their weights."""
+        self.load_weights()
+        assert self._model is not None
+        return self._model
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """Read the media and lay out the prompt. Raises MediaError, and UsageError when it is over the context."""
@@ -132,9 +152,10 @@ class Engine:
         return resolve(self.generation, asdict(self.profile.generation), overrides)
 
     def check_memory(self, prompt: Prompt, sampling: Sampling) -> None:
-        """Raise MemoryLimitError, with tokens and bytes, when the run would not fit."""
-        new_tokens = self._room(prompt, sampling)
-        memory.check_prompt(self.config, [prompt], new_tokens, self.placement.dtype, memory.available_bytes())
+        """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded."""
+        weights = 0 if self._model is not None else memory.weight_bytes(self.config, self.placement.dtype)
+        need = memory.need(self.config, prompt, self._room(prompt, sampling), self.placement.dtype, weights)
+        memory.check(need, memory.available_bytes())
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer with its grounding marks, without the token that ended it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,12 @@ _WIDTH_COPIES = 6
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes a prompt takes beside the weights."""
+    """What a prompt and its answer take: bytes by parts, and the tokens that make them."""
 
+    tokens: int
+    vision_tokens: int
+    new_tokens: int
+    weights: int
     cache: int
     vision: int
     prefill: int
@@ -34,7 +38,7 @@ class Need:
     @property
     def total(self) -> int:
         """Vision and prefill come one after the other, so only the larger one counts."""
-        return self.cache + max(self.vision, self.prefill)
+        return self.weights + self.cache + max(self.vision, self.prefill)
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
@@ -49,14 +53,19 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     return (config.num_hidden_layers * layer + h + head + tower) * ITEMSIZE[dtype]
 
 
-def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str) -> Need:
-    """Estimate for one prompt and its answer."""
+def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int) -> Need:
+    """Estimate for one prompt and its answer. `weights`: bytes of them that are still to be loaded."""
     size, vision = ITEMSIZE[dtype], config.vision_config
+    # Pictures are encoded one after the other.
     patches = max((v.patches.shape[0] for v in prompt.visions), default=0)
     per_patch = _WIDTH_COPIES * vision.embed_dim + _MLP_COPIES * vision.intermediate_size
     per_token = _WIDTH_COPIES * config.hidden_size + _MLP_COPIES * config.intermediate_size
     scores = 3 * SCORE_BYTES
     return Need(
+        tokens=len(prompt),
+        vision_tokens=sum(v.tokens(vision) for v in prompt.visions),
+        new_tokens=new_tokens,
+        weights=weights,
         cache=cache_bytes(config, len(prompt) + new_tokens, size),
         vision=patches * per_patch * size + scores if patches else 0,
         prefill=len(prompt) * per_token * size + scores + 2 * 4 * config.vocab_size,
@@ -97,21 +106,16 @@ def check_weights(config: ModelConfig, dtype: str, available: int) -> None:
         )
 
 
-def check_prompt(config: ModelConfig, prompts: Sequence[Prompt], new_tokens: int, dtype: str, available: int) -> None:
-    """Raise MemoryLimitError, with tokens, bytes and what to set, when prompts run together do not fit."""
-    needs = [need(config, prompt, new_tokens, dtype) for prompt in prompts]
-    total = sum(n.cache for n in needs) + max((max(n.vision, n.prefill) for n in needs), default=0)
-    if total <= available:
+def check(need: Need, available: int) -> None:
+    """Raise MemoryLimitError, with tokens, bytes and what to set, when a run does not fit."""
+    if need.total <= available:
         return
-    tokens = sum(len(prompt) for prompt in prompts)
-    vision = sum(v.tokens(config.vision_config) for prompt in prompts for v in prompt.visions)
-    largest = max(needs, key=lambda n: n.total)
+    weights = f"weights {need.weights / GIB:.2f}, " if need.weights else ""
     raise MemoryLimitError(
-        f"this takes about {total / GIB:.1f} GiB beside the weights, {available / GIB:.1f} GiB are free: "
-        f"{tokens} tokens ({vision} of them vision) and {new_tokens} new ones "
-        f"(cache {sum(n.cache for n in needs) / GIB:.2f}, vision {largest.vision / GIB:.2f}, "
-        f"prefill {largest.prefill / GIB:.2f} GiB); lower --max-pixels, --max-frames or --max-new-tokens "
-        "(--no-memory-check tries anyway)"
+        f"this takes about {need.total / GIB:.2f} GiB, {available / GIB:.2f} GiB are free: {need.tokens} tokens "
+        f"({need.vision_tokens} of them vision) and {need.new_tokens} new ones ({weights}cache {need.cache / GIB:.2f}, "
+        f"vision {need.vision / GIB:.2f}, prefill {need.prefill / GIB:.2f} GiB); lower --max-pixels, --max-frames or "
+        "--max-new-tokens (--no-memory-check tries anyway)"
     )
 
 
@@ -120,11 +124,9 @@ def peak_bytes() -> int:
     device = paddle.device.get_device()
     if device.startswith("gpu"):
         return int(paddle.device.cuda.max_memory_allocated(int(device.partition(":")[2] or 0)))
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    import sys
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
