@@ -1,0 +1,1 @@
+"""The shipped profiles, installed as `qvl._profiles` so that a wheel carries them; see `qvl.profile`."""
