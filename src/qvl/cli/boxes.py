@@ -1,0 +1,121 @@
+"""Grounding on the command line: which picture the boxes of an answer belong to, and the file they are drawn into."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvl.errors import QvlError, UsageError
+from qvl.grounding import Box, draw_boxes, parse_boxes
+from qvl.messages import Image, Message
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+    from qvl.processing.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture stands: which message and part, and which of the conversation's pictures (from 0)."""
+
+    message: int
+    part: int
+    picture: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to draw into and the picture to draw on."""
+
+    path: Path
+    picture: PILImage.Image
+
+    def write(self, boxes: Sequence[Box]) -> None:
+        """Draw boxes that are in the picture's pixels and write the file, also when there are none."""
+        try:
+            draw_boxes(self.picture, boxes).save(self.path)
+        except OSError as error:
+            raise QvlError(f"--boxes {self.path}: cannot be written ({error.strerror or error})") from None
+
+
+def prepare(out: str, messages: tuple[Message, ...], raw_pixels: bool) -> tuple[tuple[Message, ...], Target]:
+    """Check `out`, read the picture once, and put it in its place in the messages, so that both are the same pixels.
+
+    Raises UsageError for a file that cannot be written or a conversation without a picture; MediaError.
+    """
+    from qvl.processing.image import load_image
+
+    path = _checked(out)
+    place = _relevant(messages)
+    if place is None:
+        raise UsageError("--boxes draws on a picture, and there is none")
+    message = messages[place.message]
+    part = message.parts[place.part]
+    assert isinstance(part, Image)
+    picture = load_image(part.source, raw_pixels=raw_pixels)
+    replaced = list(message.parts)
+    replaced[place.part] = dataclasses.replace(part, source=picture)
+    changed = list(messages)
+    changed[place.message] = Message(message.role, tuple(replaced))
+    return tuple(changed), Target(path, picture)
+
+
+def located(marked_text: str, messages: Sequence[Message], prompt: Prompt) -> tuple[list[Box], int | None]:
+    """The boxes of an answer in pixels, and the picture they are on: None for boxes on a clip, or for none at all.
+
+    The model does not say which picture it means: it is the first of the last turn that brought any; without a
+    picture, the last clip.
+    """
+    boxes = parse_boxes(marked_text)
+    place = _relevant(messages)
+    kind = "video" if place is None else "image"
+    sizes = [vision.size for vision in prompt.visions if vision.kind == kind]
+    if not boxes or not sizes:
+        return [], None
+    size = sizes[-1 if place is None else place.picture]
+    return [box.to_pixels(size) for box in boxes], None if place is None else place.picture
+
+
+def as_json(boxes: Sequence[Box], picture: int | None) -> list[dict[str, Any]]:
+    """label, box [x1, y1, x2, y2] and picture; for a quad its four points as well."""
+    return [
+        {
+            "label": box.label,
+            "box": list(box.bounds),
+            **({"quad": [list(point) for point in box.points]} if len(box.points) == 4 else {}),
+            "picture": picture,
+        }
+        for box in boxes
+    ]
+
+
+def _relevant(messages: Sequence[Message]) -> _Place | None:
+    place, pictures = None, 0
+    for index, message in enumerate(messages):
+        found = [position for position, part in enumerate(message.parts) if isinstance(part, Image)]
+        if found:
+            place = _Place(index, found[0], pictures)
+        pictures += len(found)
+    return place
+
+
+def _checked(out: str) -> Path:
+    """The path of a picture that can be written, as far as that can be known before."""
+    from PIL import Image as PILImage
+
+    path = Path(out)
+    format_name = PILImage.registered_extensions().get(path.suffix.lower())
+    if format_name not in PILImage.SAVE:
+        raise UsageError(f"--boxes {path}: a file such as boxes.png was expected, by its ending")
+    if path.is_dir():
+        raise UsageError(f"--boxes {path}: is a folder")
+    if not path.parent.is_dir():
+        raise UsageError(f"--boxes {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--boxes {path}: cannot be written")
+    return path

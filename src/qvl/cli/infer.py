@@ -1,0 +1,170 @@
+"""`qvl infer`: a question about pictures and clips, and its answer."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvl.cli import boxes, render
+from qvl.cli.media import conversation
+from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions, flattened
+from qvl.errors import DeviceError
+from qvl.hub.locate import DEMO, find
+from qvl.profile import Profile, list_profiles, load_profile
+
+if TYPE_CHECKING:
+    from qvl.messages import Message
+    from qvl.processing.prompt import Prompt
+    from qvl.runtime.engine import Engine
+    from qvl.runtime.records import FinishReason, Sampling, Stats
+
+_FALLBACK = "2b"
+_DEMO_WORDS = "its weights are random so far and its words mean nothing"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+@flattened
+def infer(
+    media: MediaOptions,
+    question: QuestionOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    output: OutputOptions,
+) -> None:
+    """Answer a question about pictures and clips. The answer goes to standard output, all else to standard error."""
+    if output.quiet:
+        warnings.simplefilter("ignore")
+    writer = render.AnswerWriter(silent=output.as_json)
+    with render.manners(writer):
+        profile = chosen_profile(model, media, output.quiet)
+        messages = conversation(question, media)
+        target = None
+        if output.boxes is not None:
+            messages, target = boxes.prepare(output.boxes, messages, profile.raw_pixels)
+        engine = open_engine(profile, model)
+        drawn = engine.sampling(**sampling.overrides())
+        prompt = engine.prompt(messages)
+        if not model.no_memory_check:
+            engine.check_memory(prompt, drawn)
+        # Last, so that a bad picture or too large a run is known before gigabytes are read.
+        load_weights(engine, model, output.quiet)
+        outcome = _answer(engine, prompt, drawn, writer)
+        writer.end()
+        _finish(engine, messages, prompt, outcome, output, target)
+
+
+def default_profile() -> tuple[str, str | None]:
+    """The profile when none is named, and what to tell the user about the choice."""
+    if find(load_profile(_FALLBACK).model) is not None:
+        return _FALLBACK, None
+    return (
+        "demo",
+        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; --model DIR names another",
+    )
+
+
+def chosen_profile(options: ModelOptions, media: MediaOptions, quiet: bool) -> Profile:
+    """The profile named, or the one that suits, with every flag that is about it laid over."""
+    name = options.profile
+    if name is None and options.model is not None:
+        name = _profile_of(options.model)
+    if name is None:
+        name, note = default_profile()
+    else:
+        note = f"the demo model answers: {_DEMO_WORDS}" if name == DEMO and not options.model else None
+    if note:
+        render.note(note, quiet)
+    profile = load_profile(name, options.settings)
+    for key, value in (("model", options.model), ("device", options.device), ("dtype", options.dtype)):
+        if value is not None:
+            profile = profile.revised({key: value}, f"--{key}")
+    switches = {
+        "raw_pixels": media.raw_pixels,
+        "add_vision_id": media.add_vision_id,
+        "allow_pickle": options.allow_pickle,
+    }
+    return profile.revised({key: True for key, on in switches.items() if on}, "flags")
+
+
+def _profile_of(model: str) -> str:
+    """A published model brings its own profile; any other checkpoint takes the limits of the 2B one."""
+    for info in list_profiles():
+        if info.usable and load_profile(info.name).model == model:
+            return info.name
+    return _FALLBACK
+
+
+def open_engine(profile: Profile, options: ModelOptions) -> Engine:
+    """Import Paddle and read everything of the model but its weights."""
+    from qvl.environment import set_threads
+
+    if options.threads is not None:
+        set_threads(options.threads)
+    try:
+        from qvl.runtime.engine import Engine
+    except ModuleNotFoundError as error:
+        if error.name != "paddle":
+            raise
+        raise DeviceError("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU") from None
+    return Engine.open(profile)
+
+
+def load_weights(engine: Engine, options: ModelOptions, quiet: bool) -> None:
+    """Read the weights, with a bar on stderr."""
+    with render.progress(f"loading {Path(engine.profile.model).name}", quiet) as on_progress:
+        engine.load_weights(on_progress=on_progress, check_memory=not options.no_memory_check)
+
+
+def _answer(engine: Engine, prompt: Prompt, sampling: Sampling, writer: render.AnswerWriter) -> Outcome:
+    texts: list[str] = []
+    token_ids: list[int] = []
+    for chunk in engine.stream(prompt, sampling):
+        texts.append(chunk.text)
+        token_ids += chunk.token_ids
+        writer.write(chunk.text)
+        if chunk.finish_reason is not None and chunk.stats is not None:
+            return Outcome("".join(texts), tuple(token_ids), chunk.finish_reason, chunk.stats)
+    raise RuntimeError("the stream ended without its last chunk")
+
+
+def _finish(
+    engine: Engine,
+    messages: tuple[Message, ...],
+    prompt: Prompt,
+    outcome: Outcome,
+    output: OutputOptions,
+    target: boxes.Target | None,
+) -> None:
+    """What follows the text: the drawing, the figures, the JSON object."""
+    found, picture = boxes.located(engine.marked_text(outcome.token_ids), messages, prompt)
+    if target is not None:
+        target.write(found)
+        if not found:
+            render.note(f"the answer has no boxes; {target.path} is the picture alone", output.quiet)
+    if output.stats:
+        render.stats(outcome.stats, outcome.finish_reason)
+    if output.as_json:
+        fields: dict[str, Any] = {
+            "text": outcome.text,
+            "token_ids": outcome.token_ids,
+            "prompt_tokens": len(prompt),
+            "image_grid_thw": [vision.grid_thw for vision in prompt.visions if vision.kind == "image"],
+            "video_grid_thw": [vision.grid_thw for vision in prompt.visions if vision.kind == "video"],
+            "finish_reason": outcome.finish_reason,
+            "boxes": boxes.as_json(found, picture),
+            "stats": outcome.stats,
+            "model": engine.profile.model,
+            "profile": engine.profile.name,
+        }
+        render.json_object(fields)

@@ -1,0 +1,222 @@
+"""From the command line to a conversation: what each MEDIA is and where the question comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from qvl.cli.options import MediaOptions, QuestionOptions
+from qvl.errors import MediaError, UsageError
+from qvl.messages import Image, Message, Part, Text, Video
+from qvl.messages_json import interleave, messages_from_text
+
+STDIN = "-"
+_CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+_PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+_VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
+
+
+class StandardInput:
+    """Standard input, which can be one thing only."""
+
+    def __init__(self) -> None:
+        self._taken_by: str | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is piped in that nobody has read yet."""
+        return self._taken_by is None and sys.stdin is not None and not sys.stdin.isatty()
+
+    def read(self, what: str) -> bytes:
+        """All of it, as `what`. Raises UsageError when it was read before, is a terminal or is empty."""
+        if self._taken_by is not None:
+            raise UsageError(f"standard input cannot be both {self._taken_by} and {what}")
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError(f"{what} was to come from standard input, but nothing is piped in")
+        self._taken_by = what
+        return sys.stdin.buffer.read()
+
+    def read_text(self, what: str) -> str:
+        try:
+            return self.read(what).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UsageError(f"{what} from standard input is not UTF-8 text") from None
+
+
+def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Message, ...]:
+    """The messages to answer. Local files are known to exist; nothing is decoded. Raises UsageError and MediaError."""
+    _check_limits(media)
+    stdin = StandardInput()
+    if question.messages is not None:
+        messages = _messages_file(question, media, stdin)
+    else:
+        messages = _single_turn(question, media, stdin)
+    messages = _with_limits(messages, media)
+    for part in parts(messages):
+        if not isinstance(part, Text):
+            _check_source(part)
+    return messages
+
+
+def parts(messages: Sequence[Message]) -> Iterator[Part]:
+    """Every part of a conversation in order."""
+    return (part for message in messages for part in message.parts)
+
+
+def _messages_file(question: QuestionOptions, media: MediaOptions, stdin: StandardInput) -> tuple[Message, ...]:
+    rivals = {
+        "MEDIA": media.media,
+        "--video": media.video,
+        "--prompt": question.prompt is not None,
+        "--system": question.system is not None,
+    }
+    given = [name for name, value in rivals.items() if value]
+    if given:
+        raise UsageError(f"--messages holds the whole conversation: leave out {', '.join(given)}")
+    if question.messages == STDIN:
+        return messages_from_text(stdin.read_text("the conversation"), "--messages -")
+    path = Path(question.messages or "")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--messages {path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--messages {path}: not UTF-8 text") from None
+    return messages_from_text(text, str(path))
+
+
+def _single_turn(question: QuestionOptions, media: MediaOptions, stdin: StandardInput) -> tuple[Message, ...]:
+    items = [*(_medium(source, stdin) for source in media.media), *(_clip(source, stdin) for source in media.video)]
+    user = Message("user", interleave(_prompt(question, stdin), items))
+    if not user.parts:
+        raise UsageError("the question is empty")
+    system = [] if question.system is None else [Message.of("system", question.system)]
+    return (*system, user)
+
+
+def _prompt(question: QuestionOptions, stdin: StandardInput) -> str:
+    if question.prompt is not None and question.prompt != STDIN:
+        return question.prompt
+    if question.prompt is None and not stdin.waiting:
+        raise UsageError("no question: give one with -p, or pipe it in")
+    text = stdin.read_text("the question").rstrip("\r\n")
+    if not text:
+        raise UsageError("no question: standard input is empty; give one with -p")
+    return text
+
+
+def _medium(source: str, stdin: StandardInput) -> Image | Video:
+    """A positional MEDIA, a picture unless its name or type says that it is a clip."""
+    if source == STDIN:
+        return Image(_some(stdin.read("a picture"), "picture"))
+    if _is_clip(source):
+        return Video(source)
+    if "://" not in source and _is_folder(source):
+        raise UsageError(f"{source} is a folder; if it holds the frames of a clip, give it as --video {source}")
+    return Image(source)
+
+
+def _clip(source: str, stdin: StandardInput) -> Video:
+    if source == STDIN:
+        return Video(_some(stdin.read("a clip"), "clip"))
+    if _is_remote(source) or _exists(source):
+        if _ending(source) in _PICTURE_ENDINGS and (_is_remote(source) or not _is_folder(source)):
+            # What a shell makes of an unquoted --video frames/*.png: the rest would pass for pictures.
+            raise UsageError(f"--video {source} is a picture; give the frames as a folder or as a glob in quotes")
+        return Video(source)
+    if not glob.has_magic(source):
+        raise MediaError(f"{source}: no such file or folder")
+    # Not Path.glob, which takes no absolute patterns.
+    frames = sorted(glob.glob(source, recursive=True), key=_natural)  # noqa: PTH207
+    if not frames:
+        raise MediaError(f"--video {source}: no file matches")
+    return Video(tuple(frames))
+
+
+def _some(data: bytes, what: str) -> bytes:
+    if not data:
+        raise MediaError(f"standard input is empty; a {what} was expected")
+    return data
+
+
+def _is_remote(source: str) -> bool:
+    return source.startswith(("http://", "https://", "data:"))
+
+
+def _is_clip(source: str) -> bool:
+    if source.startswith("data:"):
+        return source.startswith("data:video/")
+    return _ending(source) in _CLIP_ENDINGS
+
+
+def _ending(source: str) -> str:
+    if source.startswith("data:"):
+        return ""
+    return Path(urlsplit(source).path if _is_remote(source) else source).suffix.lower()
+
+
+def _exists(source: str | Path) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{str(source)[:80]}: not a file name ({reason})") from None
+
+
+def _is_folder(source: str | Path) -> bool:
+    return _exists(source) and Path(source).is_dir()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """frame2 before frame10."""
+    return [(int(digits or -1), rest) for digits, rest in re.findall(r"(\d*)(\D*)", name)]
+
+
+def _check_limits(media: MediaOptions) -> None:
+    if media.fps is not None and media.fps <= 0:
+        raise UsageError(f"--fps is {media.fps:g}; expected a number above 0")
+    if media.fps is not None and media.nframes is not None:
+        raise UsageError("--fps and --nframes exclude each other")
+    if (media.resized_height is None) != (media.resized_width is None):
+        raise UsageError("--resized-height and --resized-width go together")
+
+
+def _with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
+    """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
+    given: dict[str, Any] = {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
+    has_clip = any(isinstance(part, Video) for part in parts(messages))
+    has_media = any(not isinstance(part, Text) for part in parts(messages))
+    for name in given:
+        if not (has_media if name in _IMAGE_LIMITS else has_clip):
+            lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
+            raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
+
+    def limited(part: Part) -> Part:
+        if isinstance(part, Text):
+            return part
+        own = {name for name in _VIDEO_LIMITS if getattr(part, name, None) is not None}
+        if own & {"fps", "nframes"}:
+            own |= {"fps", "nframes"}
+        names = _IMAGE_LIMITS if isinstance(part, Image) else _VIDEO_LIMITS
+        return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
+
+    return tuple(Message(message.role, tuple(map(limited, message.parts))) for message in messages)
+
+
+def _check_source(part: Image | Video) -> None:
+    """Find a missing file now, rather than after a model of many gigabytes was loaded."""
+    frames = part.source if isinstance(part.source, (list, tuple)) else [part.source]
+    for source in frames:
+        if not isinstance(source, (str, Path)) or (isinstance(source, str) and (_is_remote(source) or "://" in source)):
+            continue
+        if not _exists(source):
+            raise MediaError(f"{source}: no such file")
+        if _is_folder(source) and (isinstance(part, Image) or len(frames) > 1):
+            raise UsageError(f"{source} is a folder; a picture was expected")

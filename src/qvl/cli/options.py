@@ -1,0 +1,223 @@
+"""The options of `qvl infer`, in groups: each is the record the code is given and the panel that --help shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+from typer.models import ParameterInfo
+
+
+def _option(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, show_default=False, **settings)
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """The pictures and clips, and how they are brought to size."""
+
+    panel: ClassVar[str] = "Pictures and clips"
+
+    media: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures and clips in order: files, http(s) URLs, data: URIs, or - for standard input.",
+            metavar="MEDIA",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    video: Annotated[
+        list[str],
+        _option(
+            "--video",
+            metavar="PATH",
+            help="A clip: a file, a folder of frames, a quoted glob of frames, a URL or -. Repeatable; after MEDIA.",
+        ),
+    ] = field(default_factory=list)
+    min_pixels: Annotated[int | None, _option("--min-pixels", min=1, help="Enlarge to at least this area.")] = None
+    max_pixels: Annotated[
+        int | None, _option("--max-pixels", min=1, help="Shrink to at most this area; a token covers 28x28 pixels.")
+    ] = None
+    resized_height: Annotated[
+        int | None, _option("--resized-height", min=1, help="Resize to this height, with --resized-width.")
+    ] = None
+    resized_width: Annotated[
+        int | None, _option("--resized-width", min=1, help="Resize to this width, with --resized-height.")
+    ] = None
+    fps: Annotated[float | None, _option("--fps", help="Frames to take from a second of a clip.")] = None
+    nframes: Annotated[
+        int | None, _option("--nframes", min=1, help="Frames to take from a whole clip, in place of --fps.")
+    ] = None
+    max_frames: Annotated[int | None, _option("--max-frames", min=1, help="At most this many with --fps.")] = None
+    video_start: Annotated[float | None, _option("--video-start", min=0, help="Begin a clip at this second.")] = None
+    video_end: Annotated[float | None, _option("--video-end", min=0, help="End a clip at this second.")] = None
+    raw_pixels: Annotated[
+        bool, _option("--raw-pixels", help="As the reference model: ignore EXIF rotation and drop alpha.")
+    ] = False
+    add_vision_id: Annotated[
+        bool, _option("--add-vision-id", help="Number them for the model: 'Picture 1: ', 'Video 1: '.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What is asked."""
+
+    panel: ClassVar[str] = "Question"
+
+    prompt: Annotated[
+        str | None,
+        _option(
+            "--prompt",
+            "-p",
+            help="The question; {} places the media, which otherwise come first. - or a pipe: standard input.",
+        ),
+    ] = None
+    system: Annotated[str | None, _option("--system", help="The system turn.")] = None
+    messages: Annotated[
+        str | None,
+        _option(
+            "--messages",
+            metavar="FILE",
+            help="A whole conversation as JSON, or - for standard input; in place of MEDIA, -p and --system. "
+            "Paths in it are relative to the working directory.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model runs, and where."""
+
+    panel: ClassVar[str] = "Model"
+
+    profile: Annotated[
+        str | None, _option("--profile", metavar="NAME|FILE", help="A profile; 'qvl profiles' lists them.")
+    ] = None
+    model: Annotated[
+        str | None, _option("--model", metavar="NAME|DIR", help="A checkpoint, in place of the profile's.")
+    ] = None
+    settings: Annotated[
+        list[str],
+        _option("--set", metavar="KEY=VALUE", help="Any key of the profile, such as video.fps=1. Repeatable."),
+    ] = field(default_factory=list)
+    device: Annotated[
+        str | None, _option("--device", metavar="auto|cpu|gpu|gpu:N", help="Where to run; auto takes a GPU if any.")
+    ] = None
+    dtype: Annotated[
+        str | None,
+        _option(
+            "--dtype",
+            metavar="auto|float32|bfloat16|float16",
+            help="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, _option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
+    ] = None
+    no_memory_check: Annotated[
+        bool, _option("--no-memory-check", help="Run even if it looks too big for the memory.")
+    ] = False
+    allow_pickle: Annotated[
+        bool, _option("--allow-pickle", help="Read .pdparams, which can run code of whoever made the file.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the answer is drawn. Without them: the checkpoint's generation_config.json, then the profile."""
+
+    panel: ClassVar[str] = "Answer"
+
+    max_new_tokens: Annotated[int | None, _option("--max-new-tokens", min=1, help="End after this many tokens.")] = None
+    min_new_tokens: Annotated[int | None, _option("--min-new-tokens", min=0, help="Do not end before.")] = None
+    temperature: Annotated[float | None, _option("--temperature", min=0, help="0 is greedy.")] = None
+    top_p: Annotated[float | None, _option("--top-p", min=0, max=1, help="Nucleus; 1 is off.")] = None
+    top_k: Annotated[int | None, _option("--top-k", min=0, help="The k likeliest; 0 is off, 1 is greedy.")] = None
+    min_p: Annotated[float | None, _option("--min-p", min=0, max=1, help="A share of the likeliest; 0 is off.")] = None
+    repetition_penalty: Annotated[
+        float | None, _option("--repetition-penalty", help="Over prompt and answer; 1 is off.")
+    ] = None
+    seed: Annotated[int | None, _option("--seed", min=0, help="Draw the same answer again.")] = None
+    stop: Annotated[list[str], _option("--stop", metavar="TEXT", help="End before this text. Repeatable.")] = field(
+        default_factory=list
+    )
+    ignore_eos: Annotated[bool, _option("--ignore-eos", help="Go on to --max-new-tokens.")] = False
+
+    def overrides(self) -> dict[str, Any]:
+        """What was given, under the names of `Sampling`."""
+        given = {name: value for name, value in vars(self).items() if value not in (None, [], False)}
+        # 0 == False: a temperature of 0 is a choice, the flag left out is not.
+        given |= {name: value for name, value in vars(self).items() if value == 0 and not isinstance(value, bool)}
+        return {**given, "stop": tuple(self.stop)} if self.stop else given
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is shown beside the answer."""
+
+    panel: ClassVar[str] = "Output"
+
+    as_json: Annotated[bool, _option("--json", help="Print one JSON object in place of the text.")] = False
+    boxes: Annotated[
+        str | None, _option("--boxes", metavar="OUT.png", help="Draw the boxes of the answer on the picture.")
+    ] = None
+    stats: Annotated[bool, _option("--stats", help="Tokens, times and memory, on standard error.")] = False
+    quiet: Annotated[bool, _option("--quiet", "-q", help="No progress and no warnings.")] = False
+    debug: Annotated[bool, _option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose --help lists its options by group, in plain text.
+
+    Typer does so with rich, which alone takes half of the time that --help may take.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(parameter, "rich_help_panel", None) or "Options"
+                groups.setdefault(panel, []).append(record)
+        for panel, records in groups.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
+def flattened(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn a function of option groups into one with a parameter for each option, as Typer wants it."""
+    groups = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+    parameters = [parameter for group in groups.values() for parameter in _parameters(group)]
+
+    def command(**values: Any) -> None:
+        records = {}
+        for name, group in groups.items():
+            names = [entry.name for entry in dataclasses.fields(group)]
+            # Typer hands over None where a list was not given.
+            records[name] = group(**{key: values[key] for key in names if values[key] is not None})
+        function(**records)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    parameters = []
+    for entry in dataclasses.fields(group):
+        base, declared = get_args(hints[entry.name])
+        info: ParameterInfo = copy(declared)
+        info.rich_help_panel = group.panel
+        default = entry.default if entry.default is not dataclasses.MISSING else []
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(entry.name, kind, default=default, annotation=Annotated[base, info]))
+    return parameters

@@ -1,0 +1,45 @@
+"""`qvl infer` in this process, with a scripted engine."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+from scripted import Run, Script, Terminal, fake_engine
+
+import qvl.cli
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
+    script = Script()
+    module = types.ModuleType("qvl.runtime.engine")
+    module.Engine = fake_engine(script)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "qvl.runtime.engine", module)
+    monkeypatch.setattr("qvl.cli.infer.find", lambda _model: None)
+    monkeypatch.setenv("QVL_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("QVL_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    return script
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "cat.png"
+    PILImage.new("RGB", (200, 100), "white").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(script: Script, capsys: pytest.CaptureFixture[str]) -> Run:
+    assert script.load == {}
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = qvl.cli.main(["infer", *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

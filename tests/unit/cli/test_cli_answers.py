@@ -1,0 +1,168 @@
+"""What `qvl infer` is asked and what it prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from scripted import MARKED, STATS, Run, Script, pipe
+
+from qvl.messages import Image, Text, Video
+from qvl.runtime.records import Sampling
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_stdout_is_the_answer_and_nothing_else(run: Run, script: Script, picture: str) -> None:
+    code, out, err = run(picture, "-p", "What is it?", "--stats")
+    assert (code, out) == (0, "A cat.\n")
+    assert "6.0 tokens/s" in err
+    assert script.question == (Image(picture), Text("What is it?"))
+
+
+def test_an_answer_that_ends_its_line_gets_no_second_newline(run: Run, script: Script) -> None:
+    script.texts = ("a\n", "b\n")
+    assert run("-p", "x")[1] == "a\nb\n"
+    script.texts = ("",)
+    assert run("-p", "x")[1] == "\n"
+
+
+def test_quiet_leaves_stderr_empty(run: Run) -> None:
+    assert run("-p", "x", "--quiet") == (0, "A cat.\n", "")
+
+
+def test_the_fallback_to_the_demo_model_is_said_once(run: Run, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, err = run("-p", "x")
+    assert script.profile.name == "demo"
+    assert len(err.splitlines()) == 1
+    assert "demo model" in err
+    monkeypatch.setattr("qvl.cli.infer.find", lambda _model: Path("/there"))
+    assert run("-p", "x")[2] == ""
+    assert script.profile.name == "2b"
+
+
+def test_json_is_one_object(run: Run, script: Script, picture: str) -> None:
+    script.marked = MARKED
+    script.texts = ("中", "文")
+    code, out, _ = run(picture, "-p", "x", "--json", "--profile", "2b")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert "中文" in out
+    assert json.loads(out) == {
+        "text": "中文",
+        "token_ids": [0, 1],
+        "prompt_tokens": 12,
+        "image_grid_thw": [[1, 2, 2]],
+        "video_grid_thw": [],
+        "finish_reason": "stop",
+        "boxes": [{"label": "cat", "box": [20, 20, 100, 100], "picture": 0}],
+        "stats": vars(STATS),
+        "model": "Qwen/Qwen2-VL-2B-Instruct",
+        "profile": "2b",
+    }
+
+
+def test_boxes_belong_to_the_first_picture_of_the_last_turn_that_has_one(
+    run: Run, script: Script, picture: str, tmp_path: Path
+) -> None:
+    script.marked = MARKED
+    turns = [[{"image": picture}, "a"], [{"image": picture}, {"image": picture}, "b"], ["c"]]
+    (tmp_path / "chat.json").write_text(json.dumps([{"role": "user", "content": turn} for turn in turns]))
+    _, out, _ = run("--messages", str(tmp_path / "chat.json"), "--json")
+    assert [box["picture"] for box in json.loads(out)["boxes"]] == [1]
+
+
+def test_boxes_are_drawn_on_the_picture(run: Run, script: Script, picture: str, tmp_path: Path) -> None:
+    script.marked = MARKED
+    target = tmp_path / "out.png"
+    code, out, _ = run(picture, "-p", "Find it.", "--boxes", str(target))
+    assert (code, out) == (0, "A cat.\n")
+    drawn = np.asarray(PILImage.open(target))
+    assert drawn.shape == (100, 200, 3)
+    assert (drawn != 255).any()
+
+
+def test_a_drawing_without_boxes_is_the_picture_and_a_note(run: Run, picture: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    _, _, err = run(picture, "-p", "x", "--boxes", str(target))
+    assert "no boxes" in err
+    assert (np.asarray(PILImage.open(target)) == 255).all()
+
+
+def test_the_question_may_be_piped_in(run: Run, script: Script, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in ((picture,), (picture, "-p", "-")):
+        pipe(monkeypatch, b"What is {}?\r\n")
+        assert run(*arguments)[0] == 0
+        assert script.question == (Text("What is "), Image(picture), Text("?"))
+
+
+def test_a_picture_or_a_clip_may_be_piped_in(run: Run, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, b"bytes")
+    assert run("-", "-p", "x")[0] == 0
+    assert script.question[0] == Image(b"bytes")
+    pipe(monkeypatch, b"bytes")
+    assert run("--video", "-", "-p", "x")[0] == 0
+    assert script.question[0] == Video(b"bytes")
+
+
+def test_what_is_given_in_the_call_is_not_read_from_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, b"never read")
+    assert run("-p", "x")[0] == 0
+    assert sys.stdin.read() == "never read"
+
+
+def test_media_are_told_apart_and_kept_in_order(
+    run: Run, script: Script, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in (10, 9, 1):
+        (frames / f"f{number}.png").touch()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.MP4").touch()
+    remote = ["https://host/b.webm?x=1.png", "https://host/c", "data:video/mp4;base64,AA", "data:image/png;base64,AA"]
+    code, _, err = run("a.MP4", *remote, picture, "-p", "x", "--video", "frames", "--video", "frames/*.png")
+    assert (code, err.count("\n")) == (0, 1)
+    assert script.question == (
+        Video("a.MP4"),
+        Video(remote[0]),
+        Image(remote[1]),
+        Video(remote[2]),
+        Image(remote[3]),
+        Image(picture),
+        Video("frames"),
+        Video(tuple(str(Path("frames", name)) for name in ("f1.png", "f9.png", "f10.png"))),
+        Text("x"),
+    )
+
+
+def test_flags_reach_profile_sampling_and_media(run: Run, script: Script, picture: str) -> None:
+    flags = "--max-pixels 50176 --temperature 0 --top-k 5 --stop a --stop b --seed 0 --raw-pixels --add-vision-id"
+    run(picture, "-p", "x", "--profile", "7b", "--model", "folder", "--dtype", "float16", *flags.split())
+    profile = script.profile
+    assert (profile.name, profile.model, profile.dtype, profile.device) == ("7b", "folder", "float16", "auto")
+    assert (profile.raw_pixels, profile.add_vision_id, profile.allow_pickle) == (True, True, False)
+    assert script.sampling == Sampling(temperature=0, top_k=5, stop=("a", "b"), seed=0)
+    assert script.question[0] == Image(picture, max_pixels=50176)
+
+
+def test_options_do_not_override_what_a_message_says(
+    run: Run, script: Script, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = [{"image": picture, "max_pixels": 10000}, {"image": picture}, {"video": [picture, picture], "nframes": 2}]
+    pipe(monkeypatch, json.dumps({"messages": [{"role": "user", "content": content}]}).encode())
+    assert run("--messages", "-", "--max-pixels", "20000", "--fps", "1")[0] == 0
+    first, second, clip = script.question
+    assert (first.max_pixels, second.max_pixels) == (10000, 20000)
+    assert (clip.max_pixels, clip.nframes, clip.fps) == (20000, 2, None)
+
+
+def test_a_published_model_brings_its_own_profile(run: Run, script: Script) -> None:
+    run("-p", "x", "--model", "Qwen/Qwen2-VL-7B")
+    assert script.profile.name == "7b-base"
+    run("-p", "x", "--model", "some/folder")
+    assert (script.profile.name, script.profile.model) == ("2b", "some/folder")

@@ -1,0 +1,80 @@
+"""Help, lists and the generated page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import qvl.cli
+from qvl.cli.document import document
+from qvl.messages import Image
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.usefixtures("script")
+def test_profiles_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert qvl.cli.main(["profiles"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line.split()[0] for line in out.splitlines()[:4]] == ["NAME", "demo", "2b", "2b-base"]
+    assert qvl.cli.main(["profiles", "7b"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["model"], shown["generation"]["stop"]) == ("Qwen/Qwen2-VL-7B-Instruct", [])
+
+
+def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qvl.cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"qvl {qvl.__version__}\n"
+    assert qvl.cli.main([]) == 0
+    assert "infer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["infer", "--help"], ["--version"], ["profiles", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from qvl.cli import main; main(sys.argv[1:]);"
+        "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "[]"
+    # 0.15 to 0.3 s where it was measured; the bound is only against an accident on a busy machine.
+    assert time.perf_counter() - start < 10
+
+
+def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qvl.cli.main(["infer", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "Pictures and clips:",
+        "Question:",
+        "Model:",
+        "Answer:",
+        "Output:",
+        "Options:",
+    ]
+    assert "\x1b" not in out
+
+
+def test_the_page_of_the_command_line_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == document(), "run: python -m qvl.cli.document > docs/cli.md"
+
+
+def test_the_example_conversation_is_readable() -> None:
+    from qvl.messages_json import messages_from_text
+
+    text = (ROOT / "examples" / "conversation.json").read_text(encoding="utf-8")
+    sources = [
+        part.source for message in messages_from_text(text, "") for part in message.parts if isinstance(part, Image)
+    ]
+    assert sources == ["examples/shapes.png", "examples/scene.jpg"]
+    assert all((ROOT / str(source)).is_file() for source in sources)
