@@ -18,6 +18,7 @@ import psutil
 from qvl.errors import UsageError
 
 _prepared = False
+_chosen = False  # whether somebody called set_threads, which then stands
 
 
 def physical_cores() -> int:
@@ -50,6 +51,8 @@ def set_threads(count: int | None) -> None:
     if count is not None and "paddle" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
         raise UsageError("the number of threads cannot change once Paddle is loaded; set QVL_THREADS instead")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    global _chosen
+    _chosen = True
 
 
 def prepare() -> None:
@@ -59,7 +62,8 @@ def prepare() -> None:
         return
     _prepared = True
     if "paddle" not in sys.modules:
-        set_threads(None)
+        if not _chosen:
+            set_threads(None)
         if _is_amd():
             # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")

@@ -31,10 +31,9 @@ _BLOCK = 32
 def smart_resize(height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """The size, in pixels, that a picture of (height, width) is resized to: multiples of `factor` within the limits.
 
-    Raises UsageError when the limits exclude each other, MediaError when one side is over 200 times the other.
+    Raises MediaError when one side is over 200 times the other.
     Source: smart_resize of the reference image processor; ties round to even, so 70 becomes 56.
     """
-    check_limits(min_pixels, max_pixels)
     if min(height, width) < 1:
         raise MediaError(f"a size of {width}x{height} has no pixels")
     if max(height, width) / min(height, width) > MAX_RATIO:
@@ -82,15 +81,23 @@ def target_sizes(
 
 
 def merge_limits(wished: tuple[int | None, int | None], standard: tuple[int, float]) -> tuple[int, float]:
-    """Min and max pixels where a message may give either: the one it gives moves the standard of the other along."""
+    """Min and max pixels where a message may give either. Raises UsageError when it gives both the wrong way round.
+
+    A max given alone may be below the standard min: then, as in the reference, it bounds what is larger, and what is
+    smaller is still brought up to the min.
+    """
+    check_limits(*standard)
     low, high = wished
     if low is not None and high is not None:
         check_limits(low, high)
         return low, high
-    check_limits(*standard)
     if low is not None:
+        check_limits(low, max(low, standard[1]))
         return low, max(low, standard[1])
-    return (min(high, standard[0]), high) if high is not None else standard
+    if high is not None:
+        check_limits(1, high)
+        return standard[0], high
+    return standard
 
 
 def fit_image(
