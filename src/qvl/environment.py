@@ -7,6 +7,7 @@ of ours that use Paddle call it first, and the second call does nothing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import sys
@@ -16,6 +17,9 @@ from pathlib import Path
 import psutil
 
 from qvl.errors import UsageError
+
+# Parameters of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 _prepared = False
 _chosen = False  # whether somebody called set_threads, which then stands
@@ -67,6 +71,7 @@ def prepare() -> None:
         if _is_amd():
             # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    _keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message=r"No ccache found")
     warnings.filterwarnings("ignore", message=r"Setuptools is replacing distutils")
@@ -83,6 +88,22 @@ def _import_quietly() -> None:
         for line in said.getvalue().splitlines(keepends=True):
             if "OMP_NUM_THREADS" not in line:
                 sys.stderr.write(line)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of activations instead of giving it back to the system after every op.
+
+    By default each array of more than a few hundred KiB is mapped and unmapped, and the page faults cost more than the
+    arithmetic: 6.3 ms in place of 0.8 for a product of two [1024, 5120] arrays was measured. Weights are larger than
+    the limit set here and stay mapped one by one. Other C libraries have no such knob and are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)  # the largest glibc takes
+    mallopt(_M_TRIM_THRESHOLD, 512 * 1024 * 1024)
+    mallopt(_M_TOP_PAD, 16 * 1024 * 1024)
 
 
 def _is_amd() -> bool:

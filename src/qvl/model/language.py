@@ -34,7 +34,7 @@ class RMSNorm(nn.Layer):
 class Attention(nn.Layer):
     def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl) -> None:
         super().__init__()
-        self.layer, self.head_dim, self.impl = layer, config.head_dim, impl
+        self.layer, self.num_heads, self.head_dim, self.impl = layer, config.num_attention_heads, config.head_dim, impl
         kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, kv_width)
@@ -49,8 +49,9 @@ class Attention(nn.Layer):
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
         n = x.shape[0]
-        q = ops.apply_rotary(self.q_proj(x).reshape([n, -1, self.head_dim]), *rotary)
-        k = ops.apply_rotary(self.k_proj(x).reshape([n, -1, self.head_dim]), *rotary)
+        qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
+        qk = ops.apply_rotary(qk, *rotary)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         v = self.v_proj(x).reshape([n, -1, self.head_dim])
         if caches is None:
             out = ops.varlen_attention(q, k, v, [(m, m) for m in lengths], causal=True, impl=self.impl)
@@ -120,6 +121,7 @@ class LanguageModel(nn.Layer):
         # Constants, not weights: they are in no checkpoint and stay float32 and int64.
         self._inv_freq = inverse_frequencies(config.head_dim, config.rope_theta)
         self._axes = mrope_axes(config.mrope_section)
+        self._rotated_heads = config.num_attention_heads + config.num_key_value_heads
 
     def forward(
         self,
@@ -129,7 +131,8 @@ class LanguageModel(nn.Layer):
         caches: Sequence[KeyValueCache] | None = None,
     ) -> paddle.Tensor:
         """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
-        rotary = ops.mrope_tables(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
+        angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
+        rotary = ops.rotary_tables(angles, self._rotated_heads)
         for layer in self.layers:
             hidden = layer(hidden, rotary, lengths, caches)
         return self.norm(hidden)

@@ -33,8 +33,11 @@ class VisionAttention(nn.Layer):
         self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
     ) -> paddle.Tensor:
         n, width = x.shape
-        q, k, v = self.qkv(x).reshape([n, 3, self.num_heads, width // self.num_heads]).unbind(axis=1)
-        q, k = ops.apply_rotary(q, cos, sin), ops.apply_rotary(k, cos, sin)
+        heads = self.num_heads
+        # q, k and v lie one after the other; q and k are turned as one.
+        qk, v = paddle.split(self.qkv(x), [2 * width, width], axis=-1)
+        qk = ops.apply_rotary(qk.reshape([n, 2 * heads, -1]), cos, sin)
+        q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
         out = ops.varlen_attention(q, k, v, lengths, causal=False, impl=self.impl)
         return self.proj(out.reshape([n, width]))
 
@@ -97,7 +100,7 @@ class VisionTower(nn.Layer):
         """
         angles = [ops.vision_rotary_angles(g, self.config.head_dim, self.config.spatial_merge_size) for g in grids]
         table = paddle.concat([paddle.to_tensor(a) for a in angles], axis=0)
-        cos, sin = paddle.cos(table), paddle.sin(table)
+        cos, sin = ops.rotary_tables(table, 2 * self.config.num_heads)
         lengths = [(h * w, h * w) for t, h, w in grids for _ in range(t)]
         x = self.patch_embed(patches)
         for block in self.blocks:

@@ -11,14 +11,15 @@ environment.prepare()
 from qvl.ops.activation import quick_gelu, swiglu  # noqa: E402
 from qvl.ops.attention import AttentionImpl, varlen_attention  # noqa: E402
 from qvl.ops.norm import rms_norm  # noqa: E402
-from qvl.ops.rotary import apply_rotary, mrope_tables, vision_rotary_angles  # noqa: E402
+from qvl.ops.rotary import apply_rotary, mrope_angles, rotary_tables, vision_rotary_angles  # noqa: E402
 
 __all__ = [
     "AttentionImpl",
     "apply_rotary",
-    "mrope_tables",
+    "mrope_angles",
     "quick_gelu",
     "rms_norm",
+    "rotary_tables",
     "swiglu",
     "varlen_attention",
     "vision_rotary_angles",

@@ -16,8 +16,8 @@ import paddle.nn.functional as F
 # "composed" runs anywhere; "flash" is Paddle's FlashAttention, for float16 and bfloat16 on a GPU.
 AttentionImpl = Literal["composed", "flash"]
 
-# Scores held at a time by the composed body: 16 MiB was the fastest of 4, 16 and 64 on a CPU. For a 2044x1372 picture,
-# with its 14308 patches, all scores of a head in one matrix would take 0.8 GiB, and of all heads 12 GiB.
+# Scores held at a time by the composed body; 8 to 32 MiB are equally fast on a CPU. For a 2044x1372 picture, with its
+# 14308 patches, the scores of one head in one matrix would take 0.8 GiB, those of all heads 12 GiB.
 SCORE_BYTES = 16 * 1024 * 1024
 _MIN_ROWS = 16
 
@@ -59,18 +59,22 @@ def _composed(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, causal: bool
     k = k.transpose([1, 2, 0])  # [kv, D, m]
     v = v.transpose([1, 0, 2])  # [kv, m, D]
     rows = max(_MIN_ROWS, SCORE_BYTES // (4 * heads * m))
+    if rows < n:
+        # Turned over once here, or every block's product would do it again.
+        k, v = k.clone(), v.clone()
     outputs = []
     for start in range(0, n, rows):
         stop = min(n, start + rows)
         seen = m - n + stop if causal else m  # keys beyond are masked for every query of this block
         block = q[:, :, start:stop].reshape([kv_heads, group * (stop - start), dim])
-        scores = paddle.matmul(block, k[:, :, :seen]).astype("float32")
+        keys, values = (k, v) if seen == m else (k[:, :, :seen], v[:, :seen])
+        scores = paddle.matmul(block, keys).astype("float32")
         if causal and stop - start > 1:
             mask = _causal_mask(stop - start, seen)
             scores = scores.reshape([kv_heads, group, stop - start, seen]) + mask
             scores = scores.reshape([kv_heads, group * (stop - start), seen])
         weights = F.softmax(scores, axis=-1).astype(v.dtype)
-        out = paddle.matmul(weights, v[:, :seen]).reshape([kv_heads, group, stop - start, dim])
+        out = paddle.matmul(weights, values).reshape([kv_heads, group, stop - start, dim])
         outputs.append(out.transpose([2, 0, 1, 3]).reshape([stop - start, heads, dim]))
     return outputs[0] if len(outputs) == 1 else paddle.concat(outputs, axis=0)
 

@@ -1,13 +1,13 @@
 """Clips to patches: choose frames, decode only those, resize them one by one, cut.
 
-Which frames and which size are the reference's, to the digit. A clip too short for it repeats its last frame instead of
-being refused.
+Which frames and which size are the reference's, to the digit; a clip of one frame, which it refuses, shows it twice.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -85,9 +85,7 @@ def frame_range(total: int, video_fps: float, part: Video) -> tuple[int, int]:
     if math.isnan(start) or math.isnan(end):
         raise UsageError("video_start and video_end have to be numbers of seconds")
     first = math.ceil(min(max(start, 0.0), seconds) * video_fps)
-    last = min(math.floor(min(max(end, 0.0), seconds) * video_fps), total - 1)
-    if part.video_end is None:
-        last = total - 1
+    last = total - 1 if part.video_end is None else min(math.floor(min(max(end, 0.0), seconds) * video_fps), total - 1)
     if first > last:
         raise UsageError(f"no frame between {start:g} s and {end:g} s: the clip lasts {seconds:.2f} s ({total} frames)")
     return first, last
@@ -209,28 +207,34 @@ class _Decord:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        self.name = media.name
+        self.name, self.folder = media.name, tempfile.TemporaryDirectory(prefix="qvl-")
+        file = media.path or Path(self.folder.name, "clip")
+        if media.path is None:  # decord reads from memory too, but some broken clips then crash the process
+            file.write_bytes(media.data)
         try:
             with _quiet_stderr():
-                self.clip: Any = decord.VideoReader(media.file())
+                self.clip: Any = decord.VideoReader(str(file))
             self.frames = len(self.clip)
             self.fps = float(self.clip.get_avg_fps())
             if self.frames and not (math.isfinite(self.fps) and self.fps > 0):
                 self.fps = self.frames / max(float(self.clip.get_frame_timestamp(self.frames - 1)[1]), 1e-3)
         except Exception:  # decord's messages are source lines of its own
+            self.folder.cleanup()
             raise MediaError(f"{self.name}: not a clip that can be read, or a damaged one") from None
 
     def read(self, indices: Sequence[int]) -> Iterator[Frame]:
         for start in range(0, len(indices), _BATCH):
             wanted = list(indices[start : start + _BATCH])
             try:
-                frames = self.clip.get_batch(wanted).asnumpy()
+                with _quiet_stderr():
+                    frames = self.clip.get_batch(wanted).asnumpy()
             except Exception:
                 raise MediaError(f"{self.name}: damaged, frames {wanted[0]}..{wanted[-1]} do not decode") from None
             yield from frames
 
     def close(self) -> None:
         self.clip = None
+        self.folder.cleanup()
 
 
 class _Av:
@@ -250,8 +254,7 @@ class _Av:
                 self.keys = [stamp for stamp, is_key in stamped if is_key]
                 self.fps = float(stream.average_rate or stream.guessed_rate or 0)
                 if self.stamps and not self.fps:
-                    seconds = float((self.stamps[-1] - self.stamps[0]) * stream.time_base)
-                    self.fps = len(self.stamps) / max(seconds, 1e-3)
+                    self.fps = len(stamped) / max(float((stamped[-1][0] - stamped[0][0]) * stream.time_base), 1e-3)
             self.frames = len(self.stamps)
             self.container = av.open(media.file())
         except self.errors:

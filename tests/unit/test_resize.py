@@ -1,0 +1,97 @@
+"""Sizes, and the resize of clips against numbers that torch made (tests/golden/make_resize.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qvl.errors import MediaError, UsageError
+from qvl.processing.resize import fit_frame, merge_limits, resize_frames, smart_resize, target_sizes
+from tests.unit.media_fixtures import noise
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "resize.npz")
+CASES = [name[3:] for name in GOLDEN.files if name.startswith("in_")]
+MODEL = {"min_pixels": 3136, "max_pixels": 12845056}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resize_is_torchs(case: str) -> None:
+    expected = GOLDEN[f"out_{case}"]
+    result = resize_frames(GOLDEN[f"in_{case}"], *expected.shape[1:3])
+    assert result.dtype == np.uint8
+    difference = np.abs(result.astype(int) - expected)
+    # BLAS adds in another order than torch: a value next to a tie may fall on its other side.
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= 1
+
+
+def test_every_frame_is_resized_by_itself() -> None:
+    frames = np.stack([noise(40, 50, seed) for seed in range(3)])
+    together = resize_frames(frames, 28, 56)
+    for frame, resized in zip(frames, together, strict=True):
+        assert np.array_equal(resize_frames(frame[None], 28, 56)[0], resized)
+
+
+def test_flat_frames_stay_flat_and_equal_sizes_are_not_touched() -> None:
+    assert (resize_frames(np.full((1, 37, 91, 3), 200, np.uint8), 84, 56) == 200).all()
+    frames = noise(28, 56)[None]
+    assert resize_frames(frames, 28, 56) is frames
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (1365, 2048, (1372, 2044)),
+        (70, 700, (56, 700)),  # 2.5 rounds to even
+        (98, 98, (112, 112)),  # 3.5 too
+        (1, 1, (56, 56)),
+        (28, 28, (56, 56)),
+        (28, 5600, (28, 5600)),
+        (8000, 8000, (3584, 3584)),
+        (1, 200, (28, 196)),
+    ],
+)
+def test_smart_resize(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert smart_resize(height, width, **MODEL) == expected
+
+
+def test_smart_resize_keeps_a_side_of_one_square_when_it_shrinks() -> None:
+    assert smart_resize(30, 5000, min_pixels=784, max_pixels=784 * 4) == (28, 700)
+
+
+def test_smart_resize_refuses() -> None:
+    assert smart_resize(10, 2000, **MODEL) == (28, 1988)
+    with pytest.raises(MediaError, match="2001x10 is too long and narrow"):
+        smart_resize(10, 2001, **MODEL)
+
+
+def test_wished_size_wins_over_limits_but_not_over_the_model() -> None:
+    assert target_sizes((1000, 1000), (3136, 10_000), (300, 400), 28) == [(308, 392)]
+    assert target_sizes((1000, 1000), (3136, 10_000), (28, 28), 28) == [(56, 56)]
+    assert target_sizes((10, 10), (3136, 10_000), (28000, 28000), 28) == [(3584, 3584)]
+    assert target_sizes((30, 30), (100, 10_000), (None, None), 28) == [(28, 28), (56, 56)]
+    with pytest.raises(UsageError, match="given together"):
+        target_sizes((100, 100), (3136, 10_000), (280, None), 28)
+
+
+def test_limits_of_a_message_win() -> None:
+    assert merge_limits((None, None), (10, 20)) == (10, 20)
+    assert merge_limits((30, None), (10, 20)) == (30, 30)
+    assert merge_limits((None, 15), (10, 20)) == (10, 15)
+    assert merge_limits((1, 5), (10, 20)) == (1, 5)
+    for wished in ((6, 5), (0, 5), (None, 0), (-1, None)):
+        with pytest.raises(UsageError, match="pixels"):
+            merge_limits(wished, (10, 20))
+
+
+def test_a_max_below_the_standard_min_bounds_only_what_is_larger() -> None:
+    limits = merge_limits((None, 25_088), (100_352, 602_112))
+    assert target_sizes((1000, 1000), limits, (None, None), 28) == [(140, 140)]
+    assert target_sizes((96, 128), limits, (None, None), 28) == [(280, 392)]
+
+
+def test_a_second_step_is_pillows() -> None:
+    frame = fit_frame(noise(30, 30), [(28, 28), (56, 56)])
+    assert frame.shape == (56, 56, 3)
