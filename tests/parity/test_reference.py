@@ -10,6 +10,7 @@ import numpy.typing as npt
 import paddle
 import pytest
 
+from qvl.processing.image import ImageOptions
 from qvl.processing.prompt import Prompt
 from qvl.runtime.decode import encode_vision, prompt_inputs
 from qvl.runtime.engine import Engine
@@ -19,6 +20,7 @@ from tests.golden.cases import CASES, Case
 from tests.parity.support import GREEDY, engine_for, messages_of
 
 TOLERANCE = 1e-4
+GREY_LEVEL = 1.01 / 255 / min(ImageOptions().image_std)  # one step of a byte, normalised
 RUNS = [
     pytest.param(case, checkpoint, id=f"{case.name}-{checkpoint}") for case in CASES for checkpoint in case.checkpoints
 ]
@@ -48,9 +50,16 @@ def test_equals_the_reference(case: Case, checkpoint: str, checkpoint_variant: C
 def _check_patches(prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]]) -> None:
     patches = np.concatenate([vision.patches for vision in prompt.visions if vision.kind == kind])
     assert list(patches.shape) == reference[f"{kind}_patches_shape"].tolist()
-    np.testing.assert_array_equal(patches[reference[f"{kind}_patches_index"]], reference[f"{kind}_patches_rows"])
-    # Sums of 1176 numbers, kept in float32.
-    np.testing.assert_allclose(row_sums(patches), reference[f"{kind}_patches_sums"], rtol=1e-6, atol=1e-4)
+    differs = np.abs(patches[reference[f"{kind}_patches_index"]] - reference[f"{kind}_patches_rows"])
+    sums = np.abs(row_sums(patches) - reference[f"{kind}_patches_sums"]).max()
+    if kind == "image":
+        assert differs.max() == 0
+        assert sums < 1e-3  # sums of 1176 numbers, kept in float32
+    else:
+        # Frames are resized in float32 and rounded to bytes. Torch adds up in another order, so that once in a while a
+        # value that lies between two bytes goes the other way; both frames of a pair can be hit.
+        assert differs.max() <= GREY_LEVEL and np.count_nonzero(differs) <= 1e-3 * differs.size
+        assert sums <= 4 * GREY_LEVEL
 
 
 def _check_features(engine: Engine, prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]]) -> None:
