@@ -20,6 +20,8 @@ from tests.golden.cases import CASES, Case
 from tests.parity.support import GREEDY, engine_for, messages_of
 
 TOLERANCE = 1e-4
+ONE_LEVEL_TOLERANCE = 1e-3  # of features, where a byte of the pixels is one step off
+EXACT_SUMS = 1e-3  # of 1176 numbers each, kept in float32
 GREY_LEVEL = 1.01 / 255 / min(ImageOptions().image_std)  # one step of a byte, normalised
 RUNS = [
     pytest.param(case, checkpoint, id=f"{case.name}-{checkpoint}") for case in CASES for checkpoint in case.checkpoints
@@ -39,30 +41,34 @@ def test_equals_the_reference(case: Case, checkpoint: str, checkpoint_variant: C
         grids = [list(vision.grid_thw) for vision in prompt.visions if vision.kind == kind]
         assert grids == reference.get(f"{kind}_grid_thw", np.zeros((0, 3))).tolist()
         if grids:
-            _check_patches(prompt, kind, reference)
-            _check_features(engine, prompt, kind, reference)
+            exact = _check_patches(prompt, kind, reference)
+            _check_features(engine, prompt, kind, reference, TOLERANCE if exact else ONE_LEVEL_TOLERANCE)
     _check_logits(engine, prompt, reference)
     answer = engine.generate(prompt, GREEDY)
     assert list(answer.token_ids) == reference["tokens"].tolist()
     assert answer.finish_reason == "length"
 
 
-def _check_patches(prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]]) -> None:
+def _check_patches(prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]]) -> bool:
+    """Whether all pixels are equal. Those of pictures have to be."""
     patches = np.concatenate([vision.patches for vision in prompt.visions if vision.kind == kind])
     assert list(patches.shape) == reference[f"{kind}_patches_shape"].tolist()
     differs = np.abs(patches[reference[f"{kind}_patches_index"]] - reference[f"{kind}_patches_rows"])
     sums = np.abs(row_sums(patches) - reference[f"{kind}_patches_sums"]).max()
     if kind == "image":
         assert differs.max() == 0
-        assert sums < 1e-3  # sums of 1176 numbers, kept in float32
+        assert sums < EXACT_SUMS
     else:
         # Frames are resized in float32 and rounded to bytes. Torch adds up in another order, so that once in a while a
         # value that lies between two bytes goes the other way; both frames of a pair can be hit.
         assert differs.max() <= GREY_LEVEL and np.count_nonzero(differs) <= 1e-3 * differs.size
         assert sums <= 4 * GREY_LEVEL
+    return bool(sums < EXACT_SUMS)
 
 
-def _check_features(engine: Engine, prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]]) -> None:
+def _check_features(
+    engine: Engine, prompt: Prompt, kind: str, reference: dict[str, npt.NDArray[np.float32]], tolerance: float
+) -> None:
     with paddle.no_grad():
         parts = [
             engine.model.visual(paddle.to_tensor(vision.patches), [vision.grid_thw]).numpy()
@@ -73,10 +79,10 @@ def _check_features(engine: Engine, prompt: Prompt, kind: str, reference: dict[s
     scale = np.abs(reference[f"{kind}_features_rows"]).max()
     assert list(features.shape) == reference[f"{kind}_features_shape"].tolist()
     kept = features[reference[f"{kind}_features_index"]]
-    np.testing.assert_allclose(kept, reference[f"{kind}_features_rows"], rtol=0, atol=TOLERANCE * scale)
+    np.testing.assert_allclose(kept, reference[f"{kind}_features_rows"], rtol=0, atol=tolerance * scale)
     sums_scale = scale * features.shape[1]
     np.testing.assert_allclose(
-        row_sums(features), reference[f"{kind}_features_sums"], rtol=0, atol=TOLERANCE * sums_scale
+        row_sums(features), reference[f"{kind}_features_sums"], rtol=0, atol=tolerance * sums_scale
     )
 
 

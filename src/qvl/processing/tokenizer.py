@@ -36,7 +36,9 @@ class Tokenizer:
             token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         }
         self._special_ids = frozenset(self.special.values())
-        self._added: dict[int, str] = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
+        self._added: dict[int, str] = {
+            token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()
+        }
         self._bytes: dict[int, bytes] = {}
 
     @staticmethod
