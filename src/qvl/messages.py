@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +19,9 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 # A path, an http(s) URL or a data: URI as text; or the thing itself: encoded bytes, a PIL image, uint8 [H, W, 3].
-ImageSource = Union[str, Path, bytes, "PILImage.Image", "np.ndarray[Any, Any]"]
+ImageSource: TypeAlias = "str | Path | bytes | PILImage.Image | np.ndarray[Any, Any]"
 # A file as above, a folder of frames, or the frames themselves in order (an odd count repeats the last one).
-VideoSource = Union[str, Path, bytes, Sequence[ImageSource]]
+VideoSource: TypeAlias = "str | Path | bytes | Sequence[ImageSource]"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Video:
     video_end: float | None = None
 
 
-Part = Union[Text, Image, Video]
+Part: TypeAlias = Text | Image | Video
 
 
 @dataclass(frozen=True)

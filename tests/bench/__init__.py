@@ -1,1 +1,1 @@
-"""Comparisons with other programs, run by hand. What belongs to qvl alone is timed by the program itself (`--stats`)."""
+"""Comparisons with other programs, run by hand. Figures of qvl alone come from `qvl infer --stats`."""

@@ -35,7 +35,6 @@ def rotary_tables(angles: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, pad
     Written out for every head, and with the sign of the rotation in the sines: broadcasting over heads makes a product
     20 times slower on a CPU, and the tables serve every layer.
     """
-    n, half = angles.shape
     cos, sin = paddle.cos(angles), paddle.sin(angles)
     tables = paddle.stack([paddle.concat([cos, cos], axis=-1), paddle.concat([-sin, sin], axis=-1)])
     cos, sin = tables.unsqueeze(2).tile([1, 1, heads, 1]).unbind(axis=0)
