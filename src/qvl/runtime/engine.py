@@ -25,6 +25,7 @@ from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
+from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import Progress, load_model  # noqa: E402
 from qvl.processing.image import ImageOptions  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
@@ -119,6 +120,13 @@ class Engine:
             on_progress=on_progress,
         )
         self.load_seconds = time.perf_counter() - start
+
+    def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
+        """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
+
+        Raises CheckpointError when the folder is already there.
+        """
+        save_model(self.model, Path(folder), source=self.folder, dtype=dtype)
 
     @property
     def model(self) -> Qwen2VL:
