@@ -63,8 +63,11 @@ Part: TypeAlias = Text | Image | Video
 
 @dataclass(frozen=True)
 class Message:
+    """One turn. loss: whether training learns it; only means something for an assistant's turn."""
+
     role: Role
     parts: tuple[Part, ...]
+    loss: bool = True
 
     @staticmethod
     def of(role: Role, *content: str | Part) -> Message:

@@ -65,7 +65,11 @@ class Qwen2VL(nn.Layer):
 
     def forward(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:
         """Logits float32 [K, vocab_size] of the rows asked for. With caches, they grow by the new tokens."""
+        return self.logits(self.hidden(inputs, caches))
+
+    def hidden(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:
+        """What `logits` takes: the last hidden states [K, hidden_size] of the rows asked for."""
         hidden = self.model(self.embed(inputs), inputs.position_ids, inputs.lengths, caches)
-        if inputs.logits_index is not None:
-            hidden = paddle.gather(hidden, inputs.logits_index, axis=0)
-        return self.logits(hidden)
+        if inputs.logits_index is None:
+            return hidden
+        return paddle.gather(hidden, inputs.logits_index, axis=0)

@@ -57,3 +57,18 @@ class Prompt:
     def rope_delta(self) -> int:
         """Difference between the next position and the number of tokens, as the reference model names it."""
         return self.next_position - len(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A whole conversation to learn from.
+
+    labels: int64 [L], the token itself where it is supervised and -100 elsewhere; not shifted.
+    """
+
+    prompt: Prompt
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def supervised_tokens(self) -> int:
+        return int(np.count_nonzero(self.labels >= 0))

@@ -30,6 +30,7 @@ from qvl.model.weights import Progress, load_model  # noqa: E402
 from qvl.processing.image import ImageOptions  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
+from qvl.processing.template import Layout  # noqa: E402
 from qvl.processing.tokenizer import Tokenizer  # noqa: E402
 from qvl.processing.video import VideoOptions  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
@@ -267,7 +268,5 @@ def make_processor(folder: Path, config: ModelConfig, profile: Profile) -> Proce
         tokenizer=Tokenizer.from_folder(folder),
         image_options=image_options,
         video_options=VideoOptions(**asdict(profile.video)),
-        template=profile.template,
-        system=profile.system,
-        add_vision_id=profile.add_vision_id,
+        layout=Layout(profile.template, profile.system, profile.add_vision_id),
     )
