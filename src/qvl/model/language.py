@@ -7,6 +7,7 @@ from typing import Protocol
 
 import paddle
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.model.config import ModelConfig
@@ -118,6 +119,7 @@ class LanguageModel(nn.Layer):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.LayerList([DecoderLayer(config, i, impl) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute = False  # in training: keep a layer's input only, and run it again in the backward pass
         # Constants, not weights: they are in no checkpoint and stay float32 and int64.
         self._inv_freq = inverse_frequencies(config.head_dim, config.rope_theta)
         self._axes = mrope_axes(config.mrope_section)
@@ -134,5 +136,9 @@ class LanguageModel(nn.Layer):
         angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
         rotary = ops.rotary_tables(angles, self._rotated_heads)
         for layer in self.layers:
-            hidden = layer(hidden, rotary, lengths, caches)
+            if self.recompute and self.training:
+                # Not the reentrant form: with frozen embeddings no input asks for a gradient, and it would give none.
+                hidden = recompute(layer, hidden, rotary, lengths, caches, use_reentrant=False)
+            else:
+                hidden = layer(hidden, rotary, lengths, caches)
         return self.norm(hidden)

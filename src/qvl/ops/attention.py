@@ -37,7 +37,8 @@ def varlen_attention(
     adding up to N and M. causal: the last query sees every key, the one before it all but one, and so on.
     Returns [N, heads, D] in q's dtype; softmax in float32.
     """
-    if impl == "flash":
+    dim = q.shape[-1]
+    if impl == "flash" and dim % 8 == 0 and dim <= 256:  # the head sizes FlashAttention has
         return _flash(q, k, v, lengths, causal)
     if len(lengths) == 1:
         return _composed(q, k, v, causal)
@@ -88,14 +89,19 @@ def _causal_mask(queries: int, keys: int) -> paddle.Tensor:
 def _flash(
     q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, lengths: Sequence[tuple[int, int]], causal: bool
 ) -> paddle.Tensor:
+    causal = causal and any(n > 1 for n, _ in lengths)  # a lone query sees every key, masked or not
+    if causal and any(n != m for n, m in lengths):
+        # Whether a causal mask is aligned to the first or the last key differs between FlashAttention releases, and
+        # only shows when several queries follow cached keys: that rare case takes the body whose answer is certain.
+        return varlen_attention(q, k, v, lengths, causal=True, impl="composed")
+    if len(lengths) == 1:  # no lengths to copy to the device, at every layer of every token
+        out, _ = F.flash_attention.flash_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), causal=causal)
+        return out.squeeze(0)
+
     def cumulative(counts: Sequence[int]) -> paddle.Tensor:
         return paddle.to_tensor(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
     queries, keys = [n for n, _ in lengths], [m for _, m in lengths]
-    if causal and any(1 < n < m for n, m in lengths):
-        # Whether a causal mask is aligned to the first or the last key differs between FlashAttention releases, and
-        # only shows when several queries follow cached keys: that rare case takes the body whose answer is certain.
-        return varlen_attention(q, k, v, lengths, causal=True, impl="composed")
     out, _ = F.flash_attention.flash_attn_unpadded(
         q,
         k,
@@ -105,7 +111,6 @@ def _flash(
         max(queries),
         max(keys),
         scale=q.shape[-1] ** -0.5,
-        # A lone query sees all its keys, masked or not; causal needs equal lengths by the test above.
-        causal=causal and any(n > 1 for n in queries),
+        causal=causal,
     )
     return out

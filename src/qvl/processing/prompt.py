@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qvl.model.config import VisionConfig
+from qvl.model.config import ModelConfig, VisionConfig
 
 VisionKind = Literal["image", "video"]
 
@@ -72,3 +72,11 @@ class Example:
     @property
     def supervised_tokens(self) -> int:
         return int(np.count_nonzero(self.labels >= 0))
+
+
+def merge_index(input_ids: npt.NDArray[np.int64], config: ModelConfig) -> npt.NDArray[np.int64]:
+    """Where each row of a prompt comes from, int64 [N]: itself, or N + j for the j-th vision feature."""
+    is_vision = np.isin(input_ids, (config.image_token_id, config.video_token_id))
+    rows = np.arange(len(input_ids), dtype=np.int64)
+    rows[is_vision] = len(rows) + np.arange(np.count_nonzero(is_vision))
+    return rows

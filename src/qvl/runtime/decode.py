@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import paddle
 
 from qvl.model.config import ModelConfig
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL
-from qvl.processing.prompt import Prompt
+from qvl.processing.prompt import Prompt, merge_index
 from qvl.runtime.cache import KVCache
 from qvl.runtime.sampler import Sampler
 
@@ -57,7 +56,7 @@ def prompt_inputs(
         position_ids=paddle.to_tensor(prompt.position_ids),
         lengths=[len(prompt)],
         features=features,
-        merge_index=None if features is None else paddle.to_tensor(merge_index(config, prompt)),
+        merge_index=None if features is None else paddle.to_tensor(merge_index(prompt.input_ids, config)),
         logits_index=paddle.to_tensor(np.asarray([len(prompt) - 1])) if last_only else None,
     )
 
@@ -71,14 +70,6 @@ def encode_vision(model: Qwen2VL, prompt: Prompt) -> paddle.Tensor | None:
         model.visual(paddle.to_tensor(vision.patches).astype(dtype), [vision.grid_thw]) for vision in prompt.visions
     ]
     return features[0] if len(features) == 1 else paddle.concat(features, axis=0)
-
-
-def merge_index(config: ModelConfig, prompt: Prompt) -> npt.NDArray[np.int64]:
-    """Where each row of the prompt comes from, int64 [L]: itself, or L + j for the j-th vision feature."""
-    is_vision = np.isin(prompt.input_ids, (config.image_token_id, config.video_token_id))
-    rows = np.arange(len(prompt), dtype=np.int64)
-    rows[is_vision] = len(prompt) + np.arange(np.count_nonzero(is_vision))
-    return rows
 
 
 def step(model: Qwen2VL, rows: Sequence[Row]) -> None:
@@ -97,5 +88,5 @@ def step(model: Qwen2VL, rows: Sequence[Row]) -> None:
 
 def _wait() -> None:
     """Let a GPU finish, so that the time of a stage is its own."""
-    if paddle.device.is_compiled_with_cuda():
+    if paddle.device.get_device().startswith("gpu"):  # a GPU build may well run on the CPU
         paddle.device.synchronize()
