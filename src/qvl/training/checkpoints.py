@@ -1,0 +1,85 @@
+"""Checkpoints of a run: complete or absent, and no more of them than asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from qvl.errors import CheckpointError
+
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".checkpoint-being-written"
+
+
+def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a folder that then appears as `checkpoint-STEP`. A failure leaves nothing behind."""
+    partial = run / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    target = run / f"checkpoint-{step}"
+    try:
+        write(partial)
+        for path in partial.iterdir():
+            _sync(path)
+        if target.exists():  # the same step again, after a resume
+            shutil.rmtree(target)
+        partial.rename(target)
+        _sync(run)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every complete checkpoint, oldest first."""
+    if not run.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted((step, path) for step, path in found if (path / STATE).is_file())
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    found = list_checkpoints(run)
+    return found[-1][1] if found else None
+
+
+def rotate(run: Path, limit: int, best: Path | None) -> None:
+    """Keep the newest `limit`, and the best one whatever its age."""
+    for _, path in list_checkpoints(run)[:-limit]:
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_writable(run: Path, needed_bytes: int) -> None:
+    """Raise CheckpointError when the folder cannot be written or a checkpoint would not fit on its disk."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / ".probe"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        free = shutil.disk_usage(run).free
+    except OSError as error:
+        raise CheckpointError(f"{run}: cannot be written ({error.strerror or error})") from None
+    if free < needed_bytes:
+        gib = 1024**3
+        raise CheckpointError(
+            f"{run}: {free / gib:.1f} GiB are free on its disk, checkpoints of this run take {needed_bytes / gib:.1f}"
+        )
+
+
+def _sync(path: Path) -> None:
+    """Have the system write it out, so that a power cut does not leave a complete name over missing bytes."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

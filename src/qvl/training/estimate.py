@@ -1,0 +1,55 @@
+"""What a training run will take of a device's memory, by parts, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from qvl.model.config import ModelConfig
+from qvl.profile_training import TrainingOptions
+
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device. activations: kept for the backward pass by one micro-batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate(
+    config: ModelConfig, options: TrainingOptions, *, total: int, learning: int, tokens: int, patches: int, dtype: str
+) -> Estimate:
+    """total, learning: parameters in all, and those that learn. tokens, patches: of the largest micro-batch."""
+    size = _SIZES[dtype]
+    # 16-bit weights learn through float32 copies, with float32 gradients.
+    master = 4 if size == 2 else 0
+    layer = _layer_numbers(config, tokens) * size
+    kept = config.num_hidden_layers * (tokens * config.hidden_size * size if options.recompute else layer)
+    vision_learns = options.method == "full" and "vision" in options.train
+    width = config.vision_config.embed_dim * 14 + config.vision_config.intermediate_size * 4
+    vision = patches * width * size * (config.vision_config.depth if vision_learns else 1)
+    head = 4 * config.vocab_size * config.hidden_size if options.method == "full" and "language" in options.train else 0
+    return Estimate(
+        weights=total * size,
+        gradients=learning * 4,
+        optimizer=learning * (8 + master),
+        activations=kept + (layer if options.recompute else 0) + vision,
+        loss=3 * 4 * min(options.loss_chunk, tokens) * config.vocab_size + head,
+    )
+
+
+def _layer_numbers(config: ModelConfig, tokens: int) -> int:
+    """Numbers that one decoder layer keeps: norms, projections, rotary products in float32, attention, the MLP."""
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    per_token = 6 * config.hidden_size + 6 * heads + 4 * config.intermediate_size
+    return tokens * per_token + config.num_attention_heads * tokens * tokens // 2

@@ -1,0 +1,372 @@
+"""A fine-tuning run from a profile and a data set to a trained model or adapter."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from qvl import environment
+
+environment.prepare()
+
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+import paddle  # noqa: E402
+
+from qvl.errors import CheckpointError, QvlError, UsageError  # noqa: E402
+from qvl.hub.locate import locate  # noqa: E402
+from qvl.model.config import ModelConfig  # noqa: E402
+from qvl.model.device import Placement, place  # noqa: E402
+from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
+from qvl.model.save import save_model  # noqa: E402
+from qvl.model.weights import fill_model, load_model  # noqa: E402
+from qvl.processing.processor import Processor  # noqa: E402
+from qvl.profile import Profile  # noqa: E402
+from qvl.profile_training import TrainingOptions  # noqa: E402
+from qvl.reading import load_processor  # noqa: E402
+from qvl.training.checkpoints import check_writable, last_checkpoint  # noqa: E402
+from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
+from qvl.training.estimate import Estimate, estimate  # noqa: E402
+from qvl.training.examples import ExampleOptions, ExampleSource, Prepared, prepare  # noqa: E402
+from qvl.training.loader import Loader, Subset  # noqa: E402
+from qvl.training.model import TrainingModel, choose_trained, part_of  # noqa: E402
+from qvl.training.plan import Plan  # noqa: E402
+from qvl.training.record import EvaluationFile, MetricsFile, StepRecord  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for beside its profile. check_data: decode every sample before training starts."""
+
+    data: Path
+    output: Path
+    resume: bool = False
+    check_data: bool = False
+
+
+class StoppedError(QvlError):
+    """A signal asked for an end; everything is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; --resume goes on from here")
+        self.exit_code = 128 + number
+
+
+class Observer(Protocol):
+    """Who watches a run."""
+
+    def prepared(self, prepared: Prepared) -> None: ...
+
+    def estimated(self, need: Estimate, learning: int, total: int) -> None: ...
+
+    def started(self, steps: int, start: int) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None: ...
+
+
+@dataclass
+class Run:
+    """A run that is laid out: everything is known but nothing large is loaded."""
+
+    profile: Profile
+    request: Request
+    folder: Path
+    config: ModelConfig
+    processor: Processor
+    placement: Placement
+    dataset: DataSet
+    prepared: Prepared
+    held_out: npt.NDArray[np.int64]
+    trained: npt.NDArray[np.int64]
+    plan: Plan
+    steps: int
+
+    @property
+    def options(self) -> TrainingOptions:
+        return self.profile.training
+
+
+def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
+    """Read the data and the small files of the model, and plan every update.
+
+    Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
+    """
+    options = profile.training
+    placement = place(profile.device, profile.dtype)
+    folder = locate(profile.model)
+    config = ModelConfig.from_folder(folder)
+    processor = load_processor(folder, config, profile)
+    check_writable(request.output, 0)
+    dataset = load_dataset(request.data, seed=options.seed)
+    limits = ExampleOptions(
+        max_length=min(options.max_length, config.max_position_embeddings),
+        on_long=options.on_long,
+        on_bad_sample=options.on_bad_sample,
+        check="full" if request.check_data else "headers",
+    )
+    prepared = prepare(dataset, processor, limits, max(1, options.workers))
+    observer.prepared(prepared)
+    order = np.random.Generator(np.random.PCG64([options.seed, _HOLD_OUT])).permutation(len(prepared.indices))
+    held_out, trained = np.split(np.asarray(order, np.int64), [round(options.eval_split * len(order))])
+    trained.sort()
+    plan = Plan(
+        prepared.tokens[trained],
+        prepared.supervised_tokens[trained],
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size,
+        ranks=paddle.distributed.get_world_size(),
+        seed=options.seed,
+        balance=options.balance_lengths,
+    )
+    steps = options.max_steps or plan.steps(options.epochs)
+    return Run(
+        profile, request, folder, config, processor, placement, dataset, prepared, held_out, trained, plan, steps
+    )
+
+
+def estimate_run(run: Run) -> tuple[Estimate, int, int]:
+    """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
+    from qvl.model.weights import empty_model
+
+    model = empty_model(run.config, run.placement.dtype)
+    sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+    options = run.options
+    if options.method == "full":
+        learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
+    else:
+        from qvl.training.adapters import lora_modules
+
+        lora = options.lora
+        shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
+        learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
+    tokens = max(run.prepared.tokens) * options.micro_batch_size
+    merged = run.config.vision_config.spatial_merge_size**2
+    need = estimate(
+        run.config,
+        options,
+        total=total,
+        learning=learning,
+        tokens=tokens,
+        patches=tokens * merged,
+        dtype=run.placement.dtype,
+    )
+    return need, learning, total
+
+
+def train(run: Run, observer: Observer) -> Path:
+    """Train, and return the folder of the result: OUTPUT/adapter or OUTPUT/model.
+
+    Stops after the update under way, with a checkpoint, on SIGINT and SIGTERM: then StoppedError is raised.
+    """
+    output, options = run.request.output, run.options
+    checkpoint = _resume_from(run)
+    need, learning, total = estimate_run(run)
+    observer.estimated(need, learning, total)
+    check_writable(output, (options.save_total_limit + 1) * _checkpoint_bytes(run, learning, total))
+    model = load_model(
+        run.folder,
+        run.config,
+        dtype=run.placement.dtype,
+        attention=run.placement.attention,
+        layout=None if run.profile.weight_layout == "auto" else run.profile.weight_layout,
+        allow_pickle=run.profile.allow_pickle,
+    )
+    weights = _weights(run, model)
+    source = ExampleSource(run.dataset, run.processor, run.prepared)
+    loader = Loader(
+        run.plan,
+        Subset(source, run.trained),
+        run.config,
+        rank=paddle.distributed.get_rank(),
+        steps=run.steps,
+        workers=options.workers,
+    )
+    _write_description(run)
+    with _signals() as asked:
+        trainer = _trainer(run, model, loader, weights, Subset(source, run.held_out), observer, asked)
+        start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        observer.started(run.steps, start)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if asked:
+        raise StoppedError(asked[0])
+    return _finish(run, weights)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How what a run learns is written to a folder and read back."""
+
+    name: str
+    save: Callable[[Path], None]
+    load: Callable[[Path], None]
+
+
+def _weights(run: Run, model: Qwen2VL) -> Weights:
+    """Choose what learns, and say how to keep it."""
+    dtype = run.placement.dtype
+    if run.options.method == "full":
+        choose_trained(model, run.options.train)
+        save = partial(save_model, model, source=run.folder, dtype=dtype)
+        return Weights("model", save, lambda folder: fill_model(model, folder, dtype))
+    from qvl.training.adapters import add_lora, load_adapter_into, save_adapter
+
+    lora = run.options.lora
+    paddle.seed(run.options.seed)
+    wrapped = add_lora(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        rslora=lora.rslora,
+        targets=lora.targets,
+        parts=lora.parts,
+    )
+    base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else run.profile.model
+
+    def save_lora(folder: Path) -> None:
+        save_adapter(wrapped, folder, base)
+
+    return Weights("adapter", save_lora, lambda folder: load_adapter_into(wrapped, folder))
+
+
+def _trainer(
+    run: Run,
+    model: Qwen2VL,
+    loader: Loader,
+    weights: Weights,
+    held_out: Subset,
+    observer: Observer,
+    asked: list[int],
+) -> Any:
+    from qvl.training.trainer import Evaluation, Recorder, SftTrainer, make_arguments
+
+    options, output = run.options, run.request.output
+    checkpoint = last_checkpoint(output) if run.request.resume else None
+    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    first = paddle.distributed.get_rank() == 0
+    metrics = MetricsFile(output, start) if first else None
+    evaluations = EvaluationFile(output, start) if first and len(held_out) else None
+
+    def on_step(record: StepRecord) -> None:
+        if metrics is not None:
+            metrics.write(record)
+            observer.step(record)
+
+    def on_loss(step: int, loss: float) -> bool:
+        if evaluations is None:
+            return False
+        best = evaluations.write(step, loss)
+        observer.evaluated(step, loss, best)
+        return best
+
+    recorder = Recorder(
+        on_step,
+        seed=options.seed,
+        save_steps=options.save_steps,
+        wants_stop=lambda: bool(asked),
+        evaluation=Evaluation(held_out, options.eval_steps, on_loss) if len(held_out) else None,
+    )
+    trainer = SftTrainer(
+        TrainingModel(model, loss_chunk=options.loss_chunk, recompute=options.recompute),
+        make_arguments(options, output, run.steps, run.plan.accumulation, run.placement),
+        loader,
+        save_weights=lambda folder: weights.save(folder / weights.name),
+        load_weights=lambda folder: weights.load(folder / weights.name),
+        save_total_limit=options.save_total_limit,
+        callbacks=[recorder],
+    )
+    recorder.trainer = trainer
+    if evaluations is not None and evaluations.best_step:
+        trainer.best_step = evaluations.best_step
+    return trainer
+
+
+def _resume_from(run: Run) -> Path | None:
+    """The checkpoint to go on from, after a check that it is of the same run."""
+    output = run.request.output
+    checkpoint = last_checkpoint(output)
+    if not run.request.resume:
+        if checkpoint is not None:
+            raise CheckpointError(f"{output}: holds a run already ({checkpoint.name}); add --resume or choose another")
+        return None
+    described = output / _DESCRIPTION
+    if checkpoint is None or not described.is_file():
+        return None
+    before = json.loads(described.read_text(encoding="utf-8"))
+    now = _description(run)
+    for key in ("data_fingerprint", "training", "steps", "devices"):
+        if before.get(key) != now[key]:
+            raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
+    return checkpoint
+
+
+_DESCRIPTION = "run.json"
+_HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
+
+
+def _description(run: Run) -> dict[str, Any]:
+    training = asdict(run.options)
+    del training["workers"], training["save_steps"], training["save_total_limit"]  # may change between sittings
+    return {
+        "profile": asdict(run.profile),
+        "data": str(run.request.data),
+        "data_fingerprint": run.dataset.fingerprint(),
+        "data_report": run.prepared.report.to_json(),
+        "training": json.loads(json.dumps(training)),
+        "steps": run.steps,
+        "devices": run.plan.ranks,
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
+        | {"paddle": paddle.__version__},
+    }
+
+
+def _write_description(run: Run) -> None:
+    if paddle.distributed.get_rank() == 0:
+        path = run.request.output / _DESCRIPTION
+        path.write_text(json.dumps(_description(run), indent=2) + "\n", encoding="utf-8")
+
+
+def _checkpoint_bytes(run: Run, learning: int, total: int) -> int:
+    size = 4 if run.placement.dtype == "float32" else 2
+    weights = total * size if run.options.method == "full" else learning * 4
+    return weights + learning * (8 if size == 4 else 12)
+
+
+def _finish(run: Run, weights: Weights) -> Path:
+    """Put the result in its own folder beside the checkpoints."""
+    result = run.request.output / weights.name
+    if paddle.distributed.get_rank() == 0:
+        shutil.rmtree(result, ignore_errors=True)
+        weights.save(result)
+    return result
+
+
+@contextmanager
+def _signals(kinds: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[list[int]]:
+    """Collect signals that ask for an end instead of dying of them. The second of a kind is final."""
+    asked: list[int] = []
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def note(number: int, _frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for kind in kinds:
+        signal.signal(kind, note)
+    try:
+        yield asked
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,88 @@
+"""What a run says about itself: `metrics.jsonl`, one object a step, and the curve drawn from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One update. loss: before the update, the mean over all its supervised tokens. seconds: of the whole update."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    supervised_tokens: int
+    tokens: int
+    epoch: float
+    seconds: float
+
+
+class EvaluationFile:
+    """Appends the held-out loss of a step to `eval.jsonl`, and knows the best so far."""
+
+    def __init__(self, run: Path, start_step: int) -> None:
+        self.path = run / "eval.jsonl"
+        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+        losses = [(record["loss"], record["step"]) for record in map(json.loads, kept)]
+        best: tuple[float, int] = min(losses, default=(float("inf"), 0))
+        self.best_loss, self.best_step = best
+
+    def write(self, step: int, loss: float) -> bool:
+        """Whether it is the best so far."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        if loss >= self.best_loss:
+            return False
+        self.best_loss, self.best_step = loss, step
+        return True
+
+
+class MetricsFile:
+    """Appends records. After a resume, records past the checkpoint are dropped: they will come again."""
+
+    def __init__(self, run: Path, start_step: int) -> None:
+        self.path = run / FILE
+        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self.path)
+
+    def write(self, record: StepRecord) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(run: Path) -> list[StepRecord]:
+    """All records of a run, in order."""
+    return [StepRecord(**json.loads(line)) for line in _lines(run / FILE)]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines; one that a kill cut short is left out."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def plot(run: Path, out: Path) -> None:
+    """Draw the loss curve of a run as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_records(run)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot([record.step for record in records], [record.loss for record in records], linewidth=1)
+    axes.set(xlabel="update", ylabel="loss", title=run.name)
+    axes.grid(alpha=0.3)
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,254 @@
+"""PaddleNLP's Trainer, with our data order, our loss and our checkpoints.
+
+The Trainer gives the loop, mixed precision, gradient accumulation, data parallelism and sharding. What is random is
+fixed by the seed and the step alone, so that a run that was interrupted goes on exactly as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from paddlenlp.utils.log import logger
+
+from qvl.model.device import Placement
+from qvl.profile_training import TrainingOptions
+from qvl.training.batch import Batch, collate
+from qvl.training.checkpoints import STATE, rotate, write_checkpoint
+from qvl.training.loader import Loader, Source
+from qvl.training.model import TrainingModel
+from qvl.training.record import StepRecord
+from qvl.training.state import load_optimizer, save_optimizer
+
+logger.set_level("WARNING")  # by default it prints every argument and more, some 150 lines
+_OPTIMIZER = "optimizer.safetensors"
+_SCHEDULER = "scheduler.json"
+
+
+class SftTrainer(Trainer):
+    """Trains a TrainingModel on the batches of a Loader.
+
+    save_weights: writes what the run learns into a folder; load_weights: reads it back from one.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        args: TrainingArguments,
+        loader: Loader,
+        *,
+        save_weights: Callable[[Path], None],
+        load_weights: Callable[[Path], None],
+        save_total_limit: int,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        # The dataset is named for its length only; batches come from the loader.
+        super().__init__(model=model, args=args, train_dataset=loader.source, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.loader = loader
+        self.save_weights, self.load_weights = save_weights, load_weights
+        self.keep = save_total_limit
+        self.update_loss = 0.0
+        self.update_tokens = [0, 0]  # supervised, all
+        self.best_step: int | None = None  # whose checkpoint is kept, whatever its age
+
+    @property
+    def run(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def learning(self) -> dict[str, paddle.Tensor]:
+        """Parameters that learn, by their name in the checkpoint."""
+        named = self.model.named_parameters()
+        return {name.removeprefix("qwen."): parameter for name, parameter in named if not parameter.stop_gradient}
+
+    def get_train_dataloader(self) -> Loader:
+        return self.loader
+
+    def create_optimizer(self, lr_scheduler: Any = None) -> Any:
+        """AdamW over the parameters that learn; weight decay on matrices, not on embeddings, norms and biases."""
+        learning = self.learning()
+        decayed = {p.name for name, p in learning.items() if p.ndim >= 2 and "embed_tokens" not in name}
+        clip = nn.ClipGradByGlobalNorm(self.args.max_grad_norm) if self.args.max_grad_norm > 0 else None
+        self.optimizer = paddle.optimizer.AdamW(
+            learning_rate=self.lr_scheduler if lr_scheduler is None else lr_scheduler,
+            beta1=self.args.adam_beta1,
+            beta2=self.args.adam_beta2,
+            epsilon=self.args.adam_epsilon,
+            parameters=list(learning.values()),
+            weight_decay=self.args.weight_decay,
+            apply_decay_param_fun=lambda name: name in decayed,
+            grad_clip=clip,
+            multi_precision=bool(self.args.bf16 or self.args.fp16),
+        )
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Layer, inputs: Batch, return_outputs: bool = False) -> Any:
+        loss = model(inputs)
+        # In float64, so that the figure does not depend on how many pieces it was added up from.
+        self.update_loss += float(loss) / self.args.gradient_accumulation_steps
+        self.update_tokens[0] += len(inputs.targets)
+        self.update_tokens[1] += len(inputs.input_ids)
+        return (loss, None) if return_outputs else loss
+
+    def held_out_loss(self, source: Source) -> float:
+        """The mean loss over all supervised tokens of examples that are not trained on. Ranks share the work."""
+        sums = [0.0, 0.0]
+        self.model.eval()
+        with paddle.no_grad(), self.autocast_smart_context_manager():
+            for index in range(self.args.process_index, len(source), max(1, self.args.world_size)):
+                batch = collate([source[index]], self.loader.config, 1.0)
+                sums[0] += float(self.model(batch))
+                sums[1] += len(batch.targets)
+        self.model.train()
+        if self.args.world_size > 1:
+            together = paddle.to_tensor(sums, "float64")
+            paddle.distributed.all_reduce(together)
+            sums = together.tolist()
+        return sums[0] / sums[1]
+
+    def _save_checkpoint(self, model: nn.Layer, metrics: Any = None) -> None:  # noqa: ARG002
+        step = self.state.global_step
+        if self.args.should_save:
+            write_checkpoint(self.run, step, self._write_checkpoint)
+            best = None if self.best_step is None else self.run / f"checkpoint-{self.best_step}"
+            rotate(self.run, self.keep, best)
+        if self.args.world_size > 1:
+            paddle.distributed.barrier()  # nobody goes on before the checkpoint is there
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.save_weights(folder)
+        save_optimizer(folder / _OPTIMIZER, self.optimizer, self.learning())
+        (folder / _SCHEDULER).write_text(json.dumps(self.lr_scheduler.state_dict()), encoding="utf-8")
+        self.state.save_to_json(str(folder / STATE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        if resume_from_checkpoint is not None:
+            self.load_weights(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        load_optimizer(folder / _OPTIMIZER, self.optimizer, self.learning())
+        self.lr_scheduler.set_state_dict(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
+        self.loader.start_step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Examples held out, how often to look, and who is told; on_loss says whether it is the best so far."""
+
+    source: Source
+    every: int
+    on_loss: Callable[[int, float], bool]
+
+
+class Recorder(TrainerCallback):
+    """Gives each finished update to `on_step`, saves when due or asked to, and stops when asked to."""
+
+    def __init__(
+        self,
+        on_step: Callable[[StepRecord], None],
+        *,
+        seed: int,
+        save_steps: int,
+        wants_stop: Callable[[], bool],
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        self.trainer: SftTrainer | None = None
+        self._evaluation = evaluation
+        self._on_step, self._seed, self._save_steps, self._wants_stop = on_step, seed, save_steps, wants_stop
+        self._started = 0.0
+        self._learning_rate = self._grad_norm = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        assert self.trainer is not None
+        self._started = time.perf_counter()
+        self.trainer.update_loss, self.trainer.update_tokens = 0.0, [0, 0]
+        # Dropout draws from the step's own seed, so that a resumed run needs no state of the generator.
+        paddle.seed(int(np.random.PCG64([self._seed, state.global_step, args.process_index]).random_raw() >> 33))
+
+    def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        assert self.trainer is not None
+        self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
+        gradients = [p.grad.astype("float32") for p in self.trainer.learning().values() if p.grad is not None]
+        self._grad_norm = float(np.sqrt(sum(float((gradient**2).sum()) for gradient in gradients)))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        trainer = self.trainer
+        sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens)]
+        if args.world_size > 1:
+            together = paddle.to_tensor(sums, "float64")
+            paddle.distributed.all_reduce(together)
+            sums = together.tolist()
+        loss, supervised, tokens = sums
+        record = StepRecord(
+            step=state.global_step,
+            loss=loss,
+            learning_rate=self._learning_rate,
+            grad_norm=self._grad_norm,
+            supervised_tokens=int(supervised),
+            tokens=int(tokens),
+            epoch=trainer.loader.plan.epoch_of(state.global_step),
+            seconds=time.perf_counter() - self._started,
+        )
+        self._on_step(record)
+        if self._wants_stop():
+            control.should_training_stop = True
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        control.should_save = last or state.global_step % self._save_steps == 0
+        evaluation = self._evaluation
+        if evaluation and (last or state.global_step % evaluation.every == 0):
+            loss = trainer.held_out_loss(evaluation.source)
+            if evaluation.on_loss(state.global_step, loss):
+                trainer.best_step, control.should_save = state.global_step, True
+
+
+def make_arguments(
+    options: TrainingOptions, output: Path, steps: int, accumulation: int, placement: Placement
+) -> TrainingArguments:
+    """The Trainer's own settings: its loop and precision are used, its logging, saving and data order are not."""
+    warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * steps
+    distributed = paddle.distributed.get_world_size() > 1
+    with contextlib.redirect_stdout(io.StringIO()):
+        return TrainingArguments(
+            output_dir=str(output),
+            per_device_train_batch_size=options.micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=steps,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type=options.schedule if options.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=round(warmup),
+            weight_decay=options.weight_decay,
+            adam_beta1=options.adam_beta1,
+            adam_beta2=options.adam_beta2,
+            adam_epsilon=options.adam_epsilon,
+            max_grad_norm=options.max_grad_norm,
+            bf16=placement.dtype == "bfloat16",
+            fp16=placement.dtype == "float16",
+            fp16_opt_level="O2",
+            amp_master_grad=placement.dtype != "float32",
+            sharding="stage1" if distributed and placement.device.startswith("gpu") else "",
+            device=placement.device.partition(":")[0],
+            seed=options.seed,
+            do_train=True,
+            ignore_data_skip=True,  # the loader begins at the right update
+            logging_strategy="no",
+            save_strategy="no",
+            evaluation_strategy="no",
+            disable_tqdm=True,
+            report_to=[],
+            skip_profile_timer=True,
+            skip_memory_metrics=True,
+        )

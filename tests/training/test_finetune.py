@@ -1,0 +1,258 @@
+"""`qvl finetune` as users run it, on a tiny model that learns eight pictures by heart."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qvl.cli import main
+from qvl.training.checkpoints import last_checkpoint, list_checkpoints
+
+ANSWERS = (
+    "A red cat.",
+    "Two dogs run.",
+    "Nothing at all",
+    "seven",
+    "The sea, and a boat.",
+    "a tall tree",
+    "It is a house",
+    "green",
+)
+FAST = ["--set", "training.batch_size=4", "--set", "training.micro_batch_size=2", "--set", "training.recompute=false"]
+FULL = ["--profile", "2b-full", "--set", "training.learning_rate=3e-3", *FAST]
+LORA = ["--profile", "2b-lora", "--set", "training.learning_rate=1e-2", *FAST]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of noise, each with an answer."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for number, answer in enumerate(ANSWERS):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((112, 84), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": answer}]
+        records.append({"messages": messages, "images": [f"{number}.png"]})
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "qvl.cli", *arguments]
+
+
+def finetune(data: Path, out: Path, model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(model), *arguments)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in records(out)]
+
+
+def ask(capsys: pytest.CaptureFixture[str], picture: Path, *model: str) -> str:
+    """The answer to the question that was trained, with the limits that it was trained with."""
+    arguments = ["infer", str(picture), "-p", "What is it?", "--profile", "2b", "--set", "max_pixels=262144", *model]
+    assert main([*arguments, "--temperature", "0", "--max-new-tokens", "20", "--quiet"]) == 0
+    return capsys.readouterr().out.removesuffix("\n")
+
+
+@pytest.mark.slow
+def test_a_model_trained_whole_answers_word_for_word(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune(
+        data, tmp_path / "out", tiny_checkpoint, *FULL, "--max-steps", "120", "--plot", str(tmp_path / "c.png")
+    )
+    assert run.returncode == 0, run.stderr
+    model = tmp_path / "out" / "model"
+    assert run.stdout == f"{model}\n"
+    assert [ask(capsys, data / f"{n}.png", "--model", str(model)) for n in range(8)] == list(ANSWERS)
+    assert Image.open(tmp_path / "c.png").size[0] > 500
+    described = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert described["steps"] == 120 and described["profile"]["name"] == "2b-full"
+    assert described["data_report"] and len(described["data_fingerprint"]) == 64
+
+
+@pytest.mark.slow
+def test_an_adapter_answers_word_for_word_merged_and_not(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--max-steps", "250")
+    assert run.returncode == 0, run.stderr
+    adapter = tmp_path / "out" / "adapter"
+    pictures = [data / f"{n}.png" for n in range(8)]
+    assert [ask(capsys, p, "--adapter", str(adapter)) for p in pictures] == list(ANSWERS)
+    merged = tmp_path / "merged"
+    assert main(["merge-lora", str(adapter), "-o", str(merged), "--base", str(tiny_checkpoint)]) == 0
+    capsys.readouterr()
+    assert [ask(capsys, p, "--model", str(merged)) for p in pictures] == list(ANSWERS)
+    # A picture that was not learnt does not get the answer of one that was: it is the picture that decides.
+    strange = tmp_path / "strange.png"
+    Image.effect_noise((112, 84), 90).convert("RGB").save(strange)
+    answers = {ask(capsys, p, "--model", str(merged)) for p in (pictures[0], strange)}
+    assert len(answers) == 2
+
+
+def test_a_dry_run_estimates_and_writes_nothing(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--dry-run")
+    assert (run.returncode, run.stdout) == (0, "")
+    assert "8 of 8 samples" in run.stderr and "GiB: weights" in run.stderr and "parameters learn" in run.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_sample_can_be_looked_at(data: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(data / "data.json"), "--model", str(tiny_checkpoint), "--show-sample", "1"]
+    assert main(["finetune", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "Two dogs run." in out and "<|image_pad|>" in out and "supervised" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": ["missing.png"]}, "missing.png"),
+        ({"images": []}, "1"),
+        ({"messages": [{"role": "user", "content": "<image>Hi"}]}, "assistant"),
+    ],
+)
+def test_a_broken_sample_stops_the_run_before_it_starts(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    records = json.loads((data / "data.json").read_text())
+    records[3].update(change)
+    bad = data / "bad.json"
+    bad.write_text(json.dumps(records))
+    line = command("finetune", "--data", str(bad), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint), *LORA)
+    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert run.returncode in (1, 2) and run.stderr.count("\n") == 1
+    assert "bad.json" in run.stderr and "3" in run.stderr and words in run.stderr
+    skipped = subprocess.run(
+        [*line, "--set", "training.on_bad_sample=skip", "--dry-run"], capture_output=True, text=True
+    )
+    assert skipped.returncode == 0 and "7 of 8 samples" in skipped.stderr
+
+
+def test_an_output_that_cannot_be_written_is_noticed_first(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = finetune(data, tmp_path / "file" / "out", tiny_checkpoint, *LORA)
+    assert run.returncode == 1 and "cannot be written" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2").returncode == 0
+    again = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2")
+    assert again.returncode == 1 and "--resume" in again.stderr
+    other = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--seed", "7")
+    assert other.returncode == 2 and "cannot be resumed" in other.stderr
+
+
+def test_held_out_samples_are_judged_and_the_best_checkpoint_stays(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = ["eval_split=0.25", "eval_steps=2", "save_steps=2", "save_total_limit=1", "learning_rate=0.5"]
+    flags = [word for setting in settings for word in ("--set", f"training.{setting}")]
+    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, *flags, "--max-steps", "6")
+    assert run.returncode == 0, run.stderr
+    judged = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in judged] == [2, 4, 6] and "held-out loss" in run.stderr
+    best = min(judged, key=lambda record: record["loss"])["step"]
+    assert [step for step, _ in list_checkpoints(tmp_path / "out")] == sorted({best, 6})
+
+
+def test_a_profile_for_inference_is_refused(data: Path, tmp_path: Path) -> None:
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(tmp_path), "--profile", "2b")
+    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and "2b-lora" in run.stderr
+
+
+RESUMED = [*LORA, "--max-steps", "40", "--set", "training.save_steps=3", "--set", "training.lora.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    run = finetune(data, out, tiny_checkpoint, *RESUMED)
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_saves_and_goes_on_where_it_was(
+    data: Path, unbroken: Path, tiny_checkpoint: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
+    program = subprocess.Popen([*line, *RESUMED], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _wait_for_steps(out, 5, program)
+    program.send_signal(kind)
+    program.communicate(timeout=120)
+    assert program.returncode == 128 + kind
+    saved = last_checkpoint(out)
+    assert saved is not None and int(saved.name.rpartition("-")[2]) == losses(out)[-1][0]
+    assert finetune(data, out, tiny_checkpoint, *RESUMED, "--resume").returncode == 0
+    assert losses(out) == losses(unbroken)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
+    data: Path, unbroken: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """kill -9 at random moments, among them while a checkpoint is being written."""
+    chance = random.Random(3)
+    out = tmp_path / "out"
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
+    for _ in range(int(os.environ.get("QVL_TEST_KILLS", "5"))):
+        program = subprocess.Popen([*line, *RESUMED, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        before = losses(out)[-1][0] if (out / "metrics.jsonl").is_file() and losses(out) else 0
+        _wait_for_steps(out, min(before + 1, 39), program)
+        time.sleep(chance.uniform(0, 0.6))
+        program.kill()
+        program.communicate(timeout=60)
+        for _, checkpoint in list_checkpoints(out):
+            assert (checkpoint / "optimizer.safetensors").is_file() and (checkpoint / "adapter").is_dir()
+    assert finetune(data, out, tiny_checkpoint, *RESUMED, "--resume").returncode == 0
+    assert losses(out) == losses(unbroken)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
+    steps = ["--max-steps", "6", "--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"]
+    one = finetune(data, tmp_path / "one", tiny_checkpoint, *FULL, *steps)
+    two = finetune(data, tmp_path / "two", tiny_checkpoint, *FULL, *steps, "--nproc", "2", "--threads", "1")
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    np.testing.assert_allclose(
+        [loss for _, loss in losses(tmp_path / "two")], [loss for _, loss in losses(tmp_path / "one")], rtol=1e-5
+    )
+    assert [r["supervised_tokens"] for r in records(tmp_path / "two")] == [
+        r["supervised_tokens"] for r in records(tmp_path / "one")
+    ]
+
+
+def _wait_for_steps(out: Path, steps: int, program: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and program.poll() is None:
+        if (out / "metrics.jsonl").is_file() and [s for s, _ in losses(out) if s >= steps]:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {steps}: {program.communicate()[1][-2000:]!r}")
