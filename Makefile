@@ -19,7 +19,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e ".[$(EXTRA),dev]"
+	$(PIP) -e ".[$(EXTRA),train,dev]"
 	@touch $@ $(VENV)/.run
 
 demo: $(VENV)/.run ## install, then answer a question about a picture, offline

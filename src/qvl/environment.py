@@ -10,14 +10,19 @@ import contextlib
 import ctypes
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from qvl.errors import UsageError
 
+# What a shell reports for a program that Ctrl-C ended.
+_INTERRUPTED = 130
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -34,29 +39,36 @@ def physical_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+def most_threads() -> int:
+    """More than these do not help anybody, and some thousands crash Paddle."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
 def set_threads(count: int | None) -> None:
     """Ask for a number of threads (None: `QVL_THREADS`, else `OMP_NUM_THREADS`, else every physical core).
 
-    Raises UsageError for a number below 1, or when Paddle is already imported and it is too late.
+    Raises UsageError for a number below 1 or above `most_threads`, or when Paddle is imported and it is too late.
     """
-    source = "--threads"
-    text = str(count) if count is not None else ""
+    source, text = ("QVL_THREADS", os.environ.get("QVL_THREADS", "")) if count is None else ("--threads", str(count))
+    most = most_threads()
     if not text:
-        for source in ("QVL_THREADS", "OMP_NUM_THREADS"):
-            text = os.environ.get(source, "")
-            if text:
-                break
-    if not text:
-        threads = physical_cores()
-    elif text.isdecimal() and int(text) > 0:
+        threads = _openmp_threads(most) or physical_cores()
+    elif text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most:
         threads = int(text)
     else:
-        raise UsageError(f"{source} must be a whole number of at least 1, not {text!r}")
+        raise UsageError(f"{source} must be a whole number from 1 to {most}, not {text[:40]!a}")
     if count is not None and "paddle" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
         raise UsageError("the number of threads cannot change once Paddle is loaded; set QVL_THREADS instead")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     global _chosen
     _chosen = True
+
+
+def _openmp_threads(most: int) -> int | None:
+    """The first number of OMP_NUM_THREADS that is of use. "2,4" is one for each level of nesting; it is not ours."""
+    numbers = (part.strip() for part in os.environ.get("OMP_NUM_THREADS", "").split(","))
+    useful = (int(part) for part in numbers if part.isdecimal() and len(part) < 10)
+    return next((number for number in useful if 1 <= number <= most), None)
 
 
 def prepare() -> None:
@@ -82,12 +94,49 @@ def _import_quietly() -> None:
     """Import Paddle without its advice against more than one thread, which does not hold for its MKL build."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            import paddle  # noqa: F401
+        with contextlib.redirect_stderr(said), _ending_at_once(), _holding_sigterm():
+            import paddle
+
+            # Its handler prints a C++ trace to stdout when the process is told to end.
+            paddle.disable_signal_handler()
     finally:
         for line in said.getvalue().splitlines(keepends=True):
             if "OMP_NUM_THREADS" not in line:
                 sys.stderr.write(line)
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process, silent, where KeyboardInterrupt would come out of Paddle as ImportError or get lost.
+
+    Only where Ctrl-C is still Python's own, whoever has set a handler knows better; and not under a prompt or in a
+    notebook, of which more than the import would be lost.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and not hasattr(sys, "ps1")
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _holding_sigterm() -> Iterator[None]:
+    """Let SIGTERM wait until Paddle's handler for it is gone, and whoever handled it before do so again."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        handler = signal.getsignal(signal.SIGTERM)  # as Python remembers it
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _keep_freed_memory() -> None:

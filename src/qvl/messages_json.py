@@ -23,11 +23,14 @@ _PLACE = "{}"
 def messages_from_text(text: str, where: str) -> tuple[Message, ...]:
     """Parse JSON text. `where` names its source in messages. Raises UsageError with line and column."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
     except RecursionError:
         raise UsageError(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:  # NaN and its like, or more digits than Python converts
+        reason = str(error).partition(";")[0]
+        raise UsageError(f"{where}: not valid JSON ({reason})") from None
     return parse_messages(data, where)
 
 
@@ -61,11 +64,25 @@ def interleave(prompt: str, media: Sequence[Image | Video]) -> tuple[Part, ...]:
     if not media or not places:
         return (*media, *_text(prompt))
     if places != len(media):
-        raise UsageError(f"the prompt has {places} places {_PLACE} for {len(media)} pictures and clips")
+        slots = f"{places} place{'s' if places > 1 else ''} {_PLACE}"
+        given = "1 picture or clip" if len(media) == 1 else f"{len(media)} pictures and clips"
+        raise UsageError(f"the prompt has {slots} for {given}")
     parts: list[Part] = [*_text(pieces[0])]
     for medium, piece in zip(media, pieces[1:], strict=True):
         parts += [medium, *_text(piece)]
     return tuple(parts)
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _sound(text: str, where: str) -> str:
+    """The text itself. JSON can write half a surrogate pair, which is no character and cannot be encoded."""
+    lone = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    if lone is not None:
+        raise UsageError(f"{where}: the text has a lone surrogate (U+{ord(lone):04X}), so it is not valid Unicode")
+    return text
 
 
 def _text(text: str) -> tuple[Text, ...]:
@@ -82,7 +99,7 @@ def _message(item: object, where: str) -> Message:
         raise UsageError(f"{where}: unknown role {role!r}{near or '; expected ' + ', '.join(ROLES)}")
     content = item.get("content")
     if isinstance(content, str):
-        return Message(role, (Text(content),))
+        return Message(role, (Text(_sound(content, where)),))
     if not isinstance(content, list):
         raise UsageError(f"{where}: content must be text or a list of parts, not {_kind(content)}")
     return Message(role, tuple(_part(part, f"{where}, part {index}") for index, part in enumerate(content)))
@@ -90,7 +107,7 @@ def _message(item: object, where: str) -> Message:
 
 def _part(part: object, where: str) -> Part:
     if isinstance(part, str):
-        return Text(part)
+        return Text(_sound(part, where))
     if not isinstance(part, Mapping):
         raise UsageError(f"{where}: an object was expected, not {_kind(part)}")
     kind = _part_type(part, where)
@@ -101,7 +118,7 @@ def _part(part: object, where: str) -> Part:
         _check_keys(part, ("type", "text"), where)
         if not isinstance(source, str):
             raise UsageError(f"{where}: text must be text, not {_kind(source)}")
-        return Text(source)
+        return Text(_sound(source, where))
     if kind.endswith("_url") and isinstance(source, Mapping):
         # OpenAI's "detail" asks for a resolution by words; pixels are asked for by name here.
         _check_keys(source, ("url", "detail"), f"{where}, {kind}")

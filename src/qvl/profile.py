@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from qvl.errors import QvlError, UsageError
 from qvl.profile_files import ProfileFile, find, find_parent, known_files
+from qvl.profile_training import TrainingOptions
 from qvl.schema import Pattern, Range, build, revise, takes_text
 
 _Count = Annotated[int, Range(at_least=1)]
@@ -37,11 +38,11 @@ class Generation:
 
     max_new_tokens: _Count = 512
     min_new_tokens: Annotated[int, Range(at_least=0)] | None = None
-    temperature: Annotated[float, Range(at_least=0)] | None = None
+    temperature: Annotated[float, Range(at_least=0.001, at_most=100, or_zero=True)] | None = None
     top_p: Annotated[float, Range(above=0, at_most=1)] | None = None
     top_k: Annotated[int, Range(at_least=0)] | None = None
     min_p: Annotated[float, Range(at_least=0, at_most=1)] | None = None
-    repetition_penalty: Annotated[float, Range(above=0)] | None = None
+    repetition_penalty: Annotated[float, Range(at_least=0.01, at_most=100)] | None = None
     seed: Annotated[int, Range(at_least=0)] | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -74,12 +75,13 @@ class Profile:
     system: the system turn of a conversation that has none; None: the template's own.
     max_context: tokens of prompt and answer together; None: the checkpoint's.
     weight_layout: "auto" trusts the metadata of the files.
+    training: what `qvl finetune` does; see TrainingOptions.
     allow_pickle: read `.pdparams`, which can run code of whoever made the file.
     """
 
     name: str = ""
     description: str = ""
-    command: Literal["infer"] = "infer"
+    command: Literal["infer", "finetune"] = "infer"
     model: str = "demo"
     device: Annotated[str, Pattern(r"auto|cpu|gpu(:\d+)?", "auto, cpu, gpu or gpu:N")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -96,6 +98,7 @@ class Profile:
     weight_layout: Literal["auto", "hf", "paddle"] = "auto"
     allow_pickle: bool = False
     memory_gib: MemoryNeed = field(default_factory=MemoryNeed)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def revised(self, changes: Mapping[str, Any], where: str) -> Profile:
         """A copy with `changes` (nested for sections), checked. Raises UsageError that begins with `where`."""
@@ -128,7 +131,9 @@ def load_profile(profile: str | Path, settings: Sequence[str] = ()) -> Profile:
     loaded = build(Profile, {"name": file.stem, **_read(file, ())}, file.label)
     _check_pairs(loaded, file.label)
     for setting in settings:
-        loaded = loaded.revised(_parse_setting(setting), "--set")
+        path, _, text = setting.partition("=")
+        loaded = revise(loaded, _parse_setting(setting), "--set", {path.strip(): text.strip()})
+        _check_pairs(loaded, "--set")
     return loaded
 
 

@@ -32,7 +32,7 @@ def load_processor(folder: Path, config: ModelConfig, profile: Profile) -> Proce
             max_pixels=profile.max_pixels,
             raw_pixels=profile.raw_pixels,
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     vision = config.vision_config
     sizes = (
@@ -60,7 +60,7 @@ def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
         found = data["image_processor"] if path.name == _NEW else data
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {_OLD} is missing") from None
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as a preprocessor's settings ({error!r})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: a JSON object was expected")

@@ -15,7 +15,7 @@ import pytest
 from qvl.hub.random_checkpoint import TINY, write_checkpoint
 from qvl.profile import Profile
 from qvl.runtime.decode import encode_vision, prompt_inputs
-from qvl.runtime.device import Placement
+from qvl.model.device import Placement
 from qvl.runtime.engine import Engine
 from tests.golden import load_case
 from tests.golden.cases import CASES, Case

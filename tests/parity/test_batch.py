@@ -10,7 +10,8 @@ import paddle
 import pytest
 
 from qvl.profile import Profile
-from qvl.runtime.decode import prompt_inputs
+from qvl.runtime import decode
+from qvl.runtime.decode import encode_vision, prompt_inputs
 from qvl.runtime.engine import Engine
 from qvl.runtime.records import Sampling
 from tests.golden import load_case
@@ -82,3 +83,14 @@ def test_the_same_seed_draws_the_same_answer_and_another_seed_another(engine: En
     prompt = engine.prompt(messages_of(MIXED[2]))
     texts = [engine.generate(prompt, Sampling(24, temperature=1.0, seed=seed)).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_clip_encoded_in_groups_of_slices_gives_the_same(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in MIXED if case.name == "video")
+    prompt = engine.prompt(messages_of(case))
+    assert prompt.visions[0].grid_thw[0] >= 2
+    with paddle.no_grad():
+        whole = encode_vision(engine.model, prompt).numpy()
+        monkeypatch.setattr(decode, "PATCHES_AT_ONCE", 1)
+        parts = encode_vision(engine.model, prompt).numpy()
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * np.ptp(whole))

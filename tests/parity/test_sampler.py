@@ -58,6 +58,12 @@ def test_overflowing_logits_are_an_error_and_not_exclamation_marks() -> None:
     "values",
     [
         {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": 1e-300},
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": float("nan")},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"top_k": -1},
@@ -72,3 +78,17 @@ def test_meaningless_settings_are_named(values: dict[str, object]) -> None:
     name = next(iter(values)).replace("_", "-")
     with pytest.raises(UsageError, match=name):
         check(Sampling(**values))  # type: ignore[arg-type]
+
+
+def test_an_empty_stop_text_is_said_in_plain_words() -> None:
+    with pytest.raises(UsageError, match="stop holds an empty text"):
+        check(Sampling(stop=("",)))
+
+
+@pytest.mark.parametrize("temperature", [0.001, 100.0])
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+@pytest.mark.filterwarnings("error")
+def test_the_most_extreme_settings_still_draw_a_token(temperature: float, penalty: float) -> None:
+    logits = np.linspace(-60, 60, 1000).astype(np.float32)
+    sampler = Sampler(Sampling(temperature=temperature, repetition_penalty=penalty, min_p=0.1), [1, 999], [])
+    assert 0 <= sampler.draw(logits) < 1000

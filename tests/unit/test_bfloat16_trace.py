@@ -143,9 +143,9 @@ def test_prefill_and_decode_stay_in_bfloat16(
 
     assert mixed(program) == []
     found = results(program)
+    assert set(HEAVY) <= set(found), "an op goes by another name now, so nothing checks it"
     for name in HEAVY:
-        assert found.get(name, {"bfloat16"}) == {"bfloat16"}, f"{name} gives {found[name]}"
-    assert "bfloat16" in found["matmul"]
+        assert found[name] == {"bfloat16"}, f"{name} gives {found[name]}"
     layers, blocks = config.num_hidden_layers, config.vision_config.depth
     if impl == "composed":
         assert found["softmax"] == {"float32"}, "softmax is meant to be taken in float32"

@@ -123,6 +123,36 @@ def test_a_temperature_that_is_asked_for_matters(published: GenerationConfig) ->
     assert resolve(published, {}, {"temperature": 0.0}).greedy
 
 
+@pytest.mark.parametrize("asked", [{"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.1}, {"top_p": 1.0}, {"top_k": 0}])
+@pytest.mark.parametrize("by_profile", [True, False])
+def test_a_filter_asked_for_alone_is_no_greedy_answer(
+    published: GenerationConfig, asked: dict[str, float], by_profile: bool
+) -> None:
+    sampling = resolve(published, asked, {}) if by_profile else resolve(published, {}, asked)
+    expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, **asked}
+    assert {name: getattr(sampling, name) for name in expected} == expected
+    assert not sampling.greedy and sampling.repetition_penalty == 1.05
+
+
+def test_a_filter_of_the_profile_goes_with_a_temperature_of_the_flags(published: GenerationConfig) -> None:
+    sampling = resolve(published, {"top_p": 0.8}, {"temperature": 0.5})
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.8, 0)
+
+
+def test_greedy_that_is_asked_for_stays_greedy(published: GenerationConfig) -> None:
+    assert resolve(published, {}, {"top_k": 1}).greedy
+    assert resolve(published, {"top_p": 0.9}, {"temperature": 0.0}).greedy
+    assert resolve(published, {}, {"repetition_penalty": 1.2, "seed": 3}).greedy
+
+
+def test_the_checkpoints_length_counts_when_nobody_else_says_one(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 77}')
+    checkpoint = GenerationConfig.from_folder(tmp_path, None)
+    assert resolve(checkpoint, {"max_new_tokens": None}, {}).max_new_tokens == 77
+    assert resolve(checkpoint, {"max_new_tokens": 512}, {}).max_new_tokens == 512
+    assert resolve(checkpoint, {"max_new_tokens": 512}, {"max_new_tokens": 3}).max_new_tokens == 3
+
+
 def test_a_checkpoint_without_sampling_is_greedy(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.9}))
     assert resolve(GenerationConfig.from_folder(tmp_path, 7), {}, {}).greedy
@@ -130,8 +160,14 @@ def test_a_checkpoint_without_sampling_is_greedy(tmp_path: Path) -> None:
     assert nothing.eos_token_ids == {7} and resolve(nothing, {}, {}).greedy
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text("{")
+def test_a_checkpoint_that_draws_at_next_to_nothing_is_greedy(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 1e-6}))
+    assert resolve(GenerationConfig.from_folder(tmp_path, 7), {}, {}).greedy
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"top_k": "many"}', '{"eos_token_id": "end"}', '{"top_p": true}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         GenerationConfig.from_folder(tmp_path, None)
 

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image as PILImage
+from PIL import features
 
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image
-from qvl.processing.image import ImageOptions, frame_files, frames_to_patches, image_vision, load_image
+from qvl.processing.frames import frame_files
+from qvl.processing.image import ImageOptions, frames_to_patches, image_vision, load_image
+from qvl.processing.pillow import FORMATS
 from tests.unit.media_fixtures import encoded, noise, png_header
 
 OPTIONS = ImageOptions()
@@ -173,7 +176,7 @@ def test_arrays_of_another_kind_are_refused() -> None:
 def test_files_that_are_not_pictures(tmp_path: Path) -> None:
     path = tmp_path / "text.jpg"
     path.write_text("this is not a picture")
-    assert refusal(path) == f"{path}: not a picture, or of a format Pillow does not read"
+    assert refusal(path) == f"{path}: not a picture, or not one of {', '.join(FORMATS)}"
     path.write_bytes(b"")
     assert refusal(path) == f"{path}: is empty"
     assert refusal(tmp_path) == f"{tmp_path}: is a directory"
@@ -212,3 +215,44 @@ def test_frames_are_in_natural_order(tmp_path: Path) -> None:
     for nothing in (tmp_path / "none*.png", tmp_path / "*.txt"):
         with pytest.raises(MediaError, match="no picture files there"):
             frame_files(nothing)
+
+
+def test_postscript_that_is_called_jpg_starts_no_interpreter(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    PILImage.new("RGB", (20, 20)).save(path, "EPS")
+    assert refusal(path).startswith(f"{path}: not a picture, or not one of JPEG, MPO, PNG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
+def test_every_format_that_messages_name_is_read(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip(f"this Pillow was built without {kind}")
+    assert pixels(encoded(PILImage.fromarray(noise(40, 40)), kind)).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("patch_size", 0),
+        ("merge_size", [2]),
+        ("temporal_patch_size", True),
+        ("min_pixels", "x"),
+        ("max_pixels", 1e999),
+        ("image_std", [0.5, 0, 0.5]),
+        ("image_mean", [0.5]),
+        ("image_mean", 5),
+        ("rescale_factor", -1),
+        ("size", 5),
+        ("size", {"shortest_edge": "x"}),
+    ],
+)
+def test_a_damaged_preprocessor_file_names_the_key(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{key}.* is .*expected"):
+        ImageOptions.from_preprocessor_config({key: value})
+
+
+def test_a_picture_asked_for_in_billions_of_pixels_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="min_pixels asks for 999999999999 pixels"):
+        image_vision(Image(noise(10, 10), min_pixels=999_999_999_999), OPTIONS)
+    with pytest.raises(UsageError, match="resized_height 100000 and resized_width 100000"):
+        image_vision(Image(noise(10, 10), resized_height=100_000, resized_width=100_000), OPTIONS)

@@ -17,7 +17,8 @@ from PIL import Image
 from qvl import __version__
 from qvl.errors import MediaError
 from qvl.processing import media
-from qvl.processing.media import describe, open_source, read_source
+from qvl.processing.image import load_image
+from qvl.processing.media import Piped, describe, open_source, read_source
 from tests.unit.media_fixtures import encoded, noise, web_server
 
 PICTURE = encoded(Image.fromarray(noise(8, 8)))
@@ -77,8 +78,10 @@ def test_a_named_pipe_is_read(tmp_path: Path) -> None:
 def test_stdin_is_read_once_and_remembered() -> None:
     stdin = io.BytesIO(PICTURE)
     assert read_source("-", stdin=stdin) == read_source("-", stdin=stdin) == PICTURE
-    assert refusal("-", stdin=io.BytesIO()) == "stdin: is empty"
-    assert refusal("-", stdin=io.BytesIO(b"12345"), max_bytes=4) == "stdin: is larger than the limit of 4 bytes"
+    assert refusal("-", stdin=io.BytesIO()) == "standard input: is empty"
+    assert (
+        refusal("-", stdin=io.BytesIO(b"12345"), max_bytes=4) == "standard input: is larger than the limit of 4 bytes"
+    )
 
 
 def test_data_uris() -> None:
@@ -147,3 +150,33 @@ def test_url_that_trickles_meets_the_deadline(server: Any, monkeypatch: pytest.M
     started = time.monotonic()
     assert refusal(f"{server.url}/trickle") == f"{server.url}/trickle: download not finished after 0.5 s"
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "https://[::1/x.png?key=secret", "http://me:secret@[::1", "file://[::1"]
+)
+def test_an_address_that_cannot_be_parsed_is_named(url: str) -> None:
+    said = refusal(url)
+    assert said.endswith("is not a valid URL") and "[::1" in said and "secret" not in said
+
+
+@pytest.mark.parametrize("name", ["no\x1b[31mpe.png", "a\0b", "nope\udcff.png", "data:\x1b[31m", "http://h\x1b/x"])
+def test_control_characters_in_a_name_do_not_reach_the_terminal(name: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        read_source(name, max_bytes=1)
+    assert str(caught.value).isprintable()
+
+
+def test_a_data_uri_is_not_followed_by_two_colons() -> None:
+    assert refusal("data:") == "data: bad data URI, it has no comma before the data"
+
+
+def test_what_was_piped_in_is_called_standard_input() -> None:
+    assert describe(Piped(b"1234567")) == "standard input" and refusal(Piped(b"")) == "standard input: is empty"
+    with pytest.raises(MediaError, match=r"^standard input: not a picture"):
+        load_image(Piped(b"1234567"))
+
+
+def test_a_closed_stdin_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert refusal("-") == "standard input: nothing is piped in"

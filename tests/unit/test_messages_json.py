@@ -112,6 +112,29 @@ def test_bad_json_says_line_and_column() -> None:
         messages_from_text("[" * 100_000, "chat.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("1" * 5000, "not valid JSON"),
+        ("NaN", "NaN is not a number in JSON"),
+        ("[-Infinity]", "-Infinity is not a number"),
+        (r'"half \ud83d a pair"', "lone surrogate (U+D83D)"),
+        (r'[{"type": "text", "text": "\udc00"}]', "lone surrogate (U+DC00)"),
+        (r'["\ud800"]', "lone surrogate (U+D800)"),
+    ],
+)
+def test_json_that_no_text_or_number_comes_of_is_one_line(content: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        messages_from_text(f'[{{"role": "user", "content": {content}}}]', "chat.json")
+    assert str(caught.value).startswith("chat.json: ") and words in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    (message,) = messages_from_text(r'[{"role": "user", "content": "\ud83d\ude00"}]', "chat.json")
+    assert message.parts == (Text("\U0001f600"),)
+
+
 def test_what_is_written_is_read_back() -> None:
     messages = (
         Message.of("system", "Be brief."),

@@ -9,7 +9,8 @@ import pytest
 from qvl.errors import UsageError
 from qvl.profile import list_profiles, load_profile
 
-SHIPPED = ("demo", "2b", "2b-base", "7b", "7b-base", "72b", "72b-base")
+TRAINING = ("2b-lora", "2b-full", "7b-lora", "7b-full", "72b-lora")
+SHIPPED = ("demo", "2b", "2b-base", "7b", "7b-base", "72b", "72b-base", *TRAINING)
 # parameters in thousand millions, KV KiB a token: the published shapes.
 SIZES = {"2b": (2.209, 28), "7b": (8.291, 56), "72b": (73.41, 320)}
 
@@ -39,7 +40,7 @@ def test_the_shipped_profiles_are_those_documented() -> None:
 def test_every_shipped_profile_says_what_it_is_and_which_command_it_is_for(name: str) -> None:
     profile = load_profile(name)
     text = (Path(__file__).parents[2] / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert (profile.name, profile.command) == (name, "infer")
+    assert (profile.name, profile.command) == (name, "finetune" if name in TRAINING else "infer")
     assert f"command: {profile.command}\n" in text
     assert text.startswith(f"# qvl {profile.command} --profile {name} ")
     assert profile.description
@@ -106,7 +107,7 @@ def test_one_broken_file_does_not_hide_the_other_profiles(home: Path) -> None:
         ("max_pixel: 1003520", "unknown key 'max_pixel', did you mean 'max_pixels'?"),
         ("generation: {max_tokens: 5}", "unknown key 'generation.max_tokens', did you mean 'max_new_tokens'?"),
         ("max_pixels: many", "max_pixels is 'many'; expected a whole number of at least 1"),
-        ("max_pixels: true", "max_pixels is True; expected a whole number"),
+        ("max_pixels: true", "max_pixels is true; expected a whole number"),
         ("max_pixels: 0", "max_pixels is 0; expected a whole number of at least 1"),
         ("raw_pixels: 1", "raw_pixels is 1; expected true or false"),
         ("video: {fps: -1}", "video.fps is -1; expected a number above 0"),
@@ -130,6 +131,12 @@ def test_a_mistake_is_named_with_its_file(home: Path, text: str, words: str) -> 
     assert words in str(caught.value)
     assert str(path.resolve()) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_null_in_a_file_is_called_null(home: Path) -> None:
+    write(home, "mine", "generation: null\n")
+    with pytest.raises(UsageError, match="were expected, not null"):
+        load_profile("mine")
 
 
 def test_a_mistake_in_an_extended_file_names_that_file(home: Path) -> None:
@@ -176,6 +183,13 @@ def test_settings_are_laid_over_the_profile() -> None:
         ("max_pixel=5", "did you mean 'max_pixels'?"),
         ("generation=5", "keys with values were expected"),
         ("max_pixels.x=5", "max_pixels is {'x': 5}"),
+        ("max_pixels=yes", "max_pixels is 'yes'"),
+        ("max_pixels=1e999", "max_pixels is '1e999'"),
+        ("generation=null", "not 'null'"),
+        ("generation.temperature=1e-300", "expected a number of at least 0.001 and at most 100, or 0"),
+        ("generation.temperature=1e300", "expected a number of at least 0.001"),
+        ("generation.repetition_penalty=1e-300", "expected a number of at least 0.01 and at most 100"),
+        ("generation.repetition_penalty=1e300", "expected a number of at least 0.01 and at most 100"),
         ("max_pixels=10", "min_pixels 3136 is over max_pixels 10"),
     ],
 )
@@ -184,6 +198,15 @@ def test_a_bad_setting_is_a_usage_error(setting: str, words: str) -> None:
         load_profile("2b", [setting])
     assert words in str(caught.value)
     assert "--set" in str(caught.value)
+
+
+def test_a_temperature_of_0_is_within_its_bounds() -> None:
+    assert load_profile("2b", ["generation.temperature=0"]).generation.temperature == 0
+
+
+def test_a_profile_named_in_capitals_is_suggested() -> None:
+    with pytest.raises(UsageError, match="no profile '2B', did you mean '2b'"):
+        load_profile("2B")
 
 
 def test_an_unknown_profile_names_the_nearest_and_a_missing_file_its_path(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_smart_resize_refuses() -> None:
 def test_wished_size_wins_over_limits_but_not_over_the_model() -> None:
     assert target_sizes((1000, 1000), (3136, 10_000), (300, 400), 28) == [(308, 392)]
     assert target_sizes((1000, 1000), (3136, 10_000), (28, 28), 28) == [(56, 56)]
-    assert target_sizes((10, 10), (3136, 10_000), (28000, 28000), 28) == [(3584, 3584)]
+    assert target_sizes((10, 10), (3136, 10_000), (3584, 3584), 28) == [(3584, 3584)]
     assert target_sizes((30, 30), (100, 10_000), (None, None), 28) == [(28, 28), (56, 56)]
     with pytest.raises(UsageError, match="given together"):
         target_sizes((100, 100), (3136, 10_000), (280, None), 28)
@@ -95,3 +95,11 @@ def test_a_max_below_the_standard_min_bounds_only_what_is_larger() -> None:
 def test_a_second_step_is_pillows() -> None:
     frame = fit_frame(noise(30, 30), [(28, 28), (56, 56)])
     assert frame.shape == (56, 56, 3)
+
+
+def test_a_size_beyond_the_model_is_refused_before_anything_is_resized() -> None:
+    message = r"10000000000 pixels \(12755102 tokens\); a picture or frame has at most 12845056 \(16384 tokens\)"
+    with pytest.raises(UsageError, match="resized_height 100000 and resized_width 100000 are " + message):
+        target_sizes((10, 10), (3136, 10_000), (100_000, 100_000), 28)
+    with pytest.raises(UsageError, match=r"min_pixels asks for 999999999999 pixels \(1275510204 tokens\)"):
+        target_sizes((10, 10), (999_999_999_999, 999_999_999_999), (None, None), 28)

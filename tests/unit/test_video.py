@@ -14,10 +14,19 @@ from PIL import Image as PILImage
 
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Video
+from qvl.processing import clip, pillow
 from qvl.processing.image import ImageOptions, frames_to_patches
 from qvl.processing.media import open_source
 from qvl.processing.prompt import Vision
-from qvl.processing.video import VideoOptions, frame_count, frame_indices, frame_range, open_clip, video_vision
+from qvl.processing.video import (
+    VideoOptions,
+    frame_count,
+    frame_indices,
+    frame_range,
+    open_clip,
+    video_grid,
+    video_vision,
+)
 from tests.unit.media_fixtures import encoded, grey_clip, noise, webm_clip
 
 OPTIONS = VideoOptions()
@@ -276,3 +285,81 @@ def test_stdin_may_be_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert see("-").grid_thw == (2, 20, 28)
     assert os.environ.get("DECORD_EOF_RETRY_MAX", "128") == "128"
+
+
+def test_a_clip_that_crashes_a_decoder_does_not_end_the_program(tmp_path: Path) -> None:
+    data = bytearray((Path(__file__).parents[2] / "examples" / "moving.mp4").read_bytes())
+    data[631] = 0xA7  # decord then asks for more memory than there is, and aborts
+    path = tmp_path / "crash.mp4"
+    path.write_bytes(data)
+    assert see(path, max_pixels=12_544, min_pixels=3136).kind == "video"  # PyAV reads it
+
+
+def test_a_decoder_that_crashes_without_a_second_one_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QVL_VIDEO_READER", "av")
+    reader = open_clip(open_source(grey_clip(tmp_path / "a.mp4", frames=40, size=(480, 640))))
+    assert isinstance(reader, clip.Clip)
+    frames = reader.read(range(40))
+    next(frames)
+    reader.worker.process.kill()
+    with pytest.raises(MediaError, match="damaged, av crashes on it"):
+        list(frames)
+    reader.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_decoder_that_crashes_half_way_is_replaced_frame_by_frame(tmp_path: Path) -> None:
+    media = open_source(grey_clip(tmp_path / "a.mp4", frames=30, size=(480, 640)))
+    whole = open_clip(media)
+    expected = [int(frame.mean()) for frame in whole.read(range(30))]
+    whole.close()
+    broken = open_clip(media)
+    assert isinstance(broken, clip.Clip)
+    frames = broken.read(range(30))
+    seen = [int(next(frames).mean())]
+    broken.worker.process.kill()
+    seen += [int(frame.mean()) for frame in frames]
+    broken.close()
+    assert np.abs(np.subtract(seen, expected)).max() <= 1
+
+
+def test_a_clip_that_hangs_its_decoder_meets_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = grey_clip(tmp_path / "a.mp4", frames=4)
+    monkeypatch.setattr(clip, "DEADLINE", 0.0001)
+    monkeypatch.setattr(clip, "_borrow", lambda reader, _: clip._Worker(reader))  # it takes a while to start
+    assert refusal(path) == f"{path}: not decoded after 0.0001 s"
+
+
+def test_a_tall_and_narrow_clip_is_read(tmp_path: Path) -> None:
+    path = grey_clip(tmp_path / "tall.mp4", frames=5, size=(2000, 16), codec="mpeg4")
+    assert see(path).size == (2000, 16)
+
+
+def test_decoders_are_kept_for_the_next_clip_unless_one_went_wrong(tmp_path: Path) -> None:
+    media = open_source(grey_clip(tmp_path / "a.mp4", frames=20))
+    first = open_clip(media)
+    first.close()
+    second = open_clip(media)
+    assert isinstance(first, clip.Clip) and isinstance(second, clip.Clip) and first.worker is second.worker
+    next(second.read(range(20)))  # and no more: the rest is still to come through the pipe
+    second.close()
+    assert second.worker.process.poll() is not None
+
+
+def test_a_clip_asked_for_in_more_pixels_than_memory_holds_is_refused(tmp_path: Path) -> None:
+    path = grey_clip(tmp_path / "a.mp4", frames=20)
+    for wish in ({"min_pixels": 10_000_000}, {"resized_height": 3000, "resized_width": 3000}):
+        assert "tokens), over the 102760448 of a clip; lower min_pixels" in refusal(
+            path, UsageError, nframes=20, **wish
+        )
+    assert "min_pixels asks for 999999999999 pixels" in refusal(path, UsageError, min_pixels=999_999_999_999)
+    with pytest.raises(UsageError, match="of a clip; lower"):
+        video_grid(Video([noise(40, 40)] * 20, resized_height=3000, resized_width=3000), OPTIONS, ImageOptions())
+
+
+def test_an_animation_of_endless_frames_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(PILImage.new("L", (50, 50)), "GIF", save_all=True, append_images=[PILImage.new("L", (50, 50), 9)])
+    monkeypatch.setattr(pillow, "MAX_ANIMATION_PIXELS", 4999)
+    assert "2 frames of 50x50 pixels are over the limit" in refusal(data)

@@ -12,13 +12,22 @@ from pathlib import Path
 from qvl.errors import CheckpointError
 
 DEMO = "demo"
+_DEMO_FILES = (
+    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+)
 
 
 def qvl_home() -> Path:
-    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here."""
+    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here.
+
+    Raises CheckpointError when neither is known.
+    """
     if os.environ.get("QVL_HOME"):
-        return Path(os.environ["QVL_HOME"]).expanduser()
-    home = Path.home()
+        return _expanded(os.environ["QVL_HOME"])
+    home = _home()
+    if home is None:
+        raise CheckpointError("there is no home folder to keep models in; set QVL_HOME to one for them")
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "qvl"
     if sys.platform == "win32":
@@ -27,11 +36,17 @@ def qvl_home() -> Path:
 
 
 def find(model: str | Path) -> Path | None:
-    """The checkpoint folder of a model, or None when it is not here. Never touches the network."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    return next((place for place in _places(str(model)) if (place / "config.json").is_file()), None)
+    """The checkpoint folder of a model, or None when it is not here. Never touches the network.
+
+    Raises CheckpointError for a place that may not be looked into.
+    """
+    try:
+        folder = _expanded(model)
+        if folder.is_dir():
+            return folder
+        return next((place for place in _places(str(model)) if (place / "config.json").is_file()), None)
+    except (OSError, ValueError) as error:
+        raise _unreadable(error, str(model)) from None
 
 
 def locate(model: str | Path) -> Path:
@@ -52,12 +67,32 @@ def locate(model: str | Path) -> Path:
     )
 
 
+def _home() -> Path | None:
+    """The user's home folder; None in a container whose user has neither $HOME nor an entry in passwd."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CheckpointError(f"{path}: the home folder that ~ stands for is not known") from None
+
+
+def _unreadable(error: OSError | ValueError, place: str) -> CheckpointError:
+    why = error.strerror or error if isinstance(error, OSError) else error
+    return CheckpointError(f"{getattr(error, 'filename', None) or place}: cannot be read ({why})")
+
+
 def _places(model: str) -> Iterator[Path]:
     """Folders a hub id such as "Qwen/Qwen2-VL-2B-Instruct" may be in, the surest first."""
     if model.count("/") != 1:
         return
     yield qvl_home() / "models" / model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache")
     hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
     repository = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub") / f"models--{model.replace('/', '--')}"
     revision = repository / "refs" / "main"
@@ -74,19 +109,27 @@ def _demo() -> Path:
     from qvl.hub.random_checkpoint import GENERATOR_VERSION, TINY, write_checkpoint
 
     folder = qvl_home() / "models" / f"{DEMO}-random-{GENERATOR_VERSION}"
-    if (folder / "config.json").is_file():
-        return folder
     try:
+        if _whole(folder):
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise CheckpointError(f"{folder.parent}: cannot be written ({error.strerror}); set QVL_HOME") from None
     try:
-        write_checkpoint(partial, TINY, seed=0)
-        partial.replace(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():  # another process was quicker, which is as good
-            raise
+        (partial / "new").mkdir()
+        write_checkpoint(partial / "new", TINY, seed=0)
+        if not _whole(folder) and os.path.lexists(folder):  # half of it was deleted
+            folder.replace(partial / "old")
+        (partial / "new").replace(folder)
+    except OSError as error:
+        if not _whole(folder):  # else another process was quicker, which is as good
+            raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error}); set QVL_HOME") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether nothing of a checkpoint that `_demo` made is missing."""
+    return all((folder / name).is_file() for name in _DEMO_FILES)

@@ -7,7 +7,7 @@ by the seed and its name, and streamed to disk, so neither the order nor the siz
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qvl.hub.small_vocabulary import SPECIAL_TOKENS, first_special_id, write_json, write_processor, write_tokenizer
-from qvl.model.config import ModelConfig, VisionConfig
-from qvl.model.safetensors_io import SafetensorsWriter, bfloat16_bits
+from qvl.hub.small_vocabulary import first_special_id, write_processor, write_tokenizer
+from qvl.model.checkpoint_writer import write_json, write_weights
+from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["hf", "paddle"]
 ConfigForm = Literal["flat", "nested"]
 
 GENERATOR_VERSION = 1  # raised when the same config and seed come to mean other weights or another vocabulary
-_STORED: dict[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _METADATA = {"hf": "pt", "paddle": "np"}
 _BLOCK_NUMBERS = 1 << 20  # drawn and written at once: 4 MB, which stays in the cache
 
@@ -38,6 +36,7 @@ TINY = ModelConfig(
     intermediate_size=128,
     vocab_size=1024,
     tie_word_embeddings=True,
+    rms_norm_eps=1e-6,
     mrope_section=(2, 3, 3),
     image_token_id=1010,
     video_token_id=1011,
@@ -56,6 +55,7 @@ FULL_2B = ModelConfig(
     intermediate_size=8960,
     vocab_size=151936,
     tie_word_embeddings=True,
+    rms_norm_eps=1e-6,
     vision_config=VisionConfig(hidden_size=1536),
 )
 
@@ -93,17 +93,14 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, torch_dtype=dtype)
-    shapes = parameter_shapes(config)
-    shards = _split(shapes, _ITEM_BYTES[dtype], shard_bytes)
-    where: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if shard_bytes else "model.safetensors"
-        _write_shard(folder / file, names, RandomWeights(config, seed), dtype, layout)
-        where |= dict.fromkeys(names, file)
-    if shard_bytes:
-        total = sum(_numbers(shape) for shape in shapes.values()) * _ITEM_BYTES[dtype]
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        write_json(folder / "model.safetensors.index.json", index)
+    weights = RandomWeights(config, seed)
+    turned = {name for name in weights.shapes if layout == "paddle" and is_linear(name)}
+    shapes = {name: shape[:: -1 if name in turned else 1] for name, shape in weights.shapes.items()}
+
+    def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
+        return [weights.tensor(name).T] if name in turned else weights.blocks(name)
+
+    write_weights(folder, shapes, dtype, produce, metadata_format=_METADATA[layout], shard_bytes=shard_bytes)
     write_json(folder / "config.json", config.to_dict() if config_form == "flat" else _nested(config))
     if tokenizer:
         write_json(folder / "generation_config.json", _generation(first_special_id(config)))
@@ -234,37 +231,6 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return (1.0, 0.1) if is_norm else (0.0, 0.1)
     gain = next((gain for part, gain in _GAINS if part in name), 1.0)
     return 0.0, gain / float(np.sqrt(_numbers(shape[1:])))
-
-
-def _write_shard(path: Path, names: list[str], weights: RandomWeights, dtype: Dtype, layout: Layout) -> None:
-    turned = {name for name in names if layout == "paddle" and is_linear(name)}
-    shapes = {name: weights.shapes[name][:: -1 if name in turned else 1] for name in names}
-    entries = {name: (_STORED[dtype], shape) for name, shape in shapes.items()}
-    with SafetensorsWriter(path, entries, {"format": _METADATA[layout]}) as writer:
-        for name in names:
-            if name in turned:
-                writer.write(_store(weights.tensor(name).T, dtype))
-                continue
-            for block in weights.blocks(name):
-                writer.write(_store(block, dtype))
-
-
-def _store(values: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
-    return bfloat16_bits(values) if dtype == "bfloat16" else values.astype(np.dtype(dtype))
-
-
-def _split(shapes: Mapping[str, tuple[int, ...]], item: int, limit: int | None) -> list[list[str]]:
-    """Names of each shard, in order; a tensor larger than the limit has a shard of its own."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        nbytes = _numbers(shape) * item
-        if limit is not None and shards[-1] and size + nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    return shards
 
 
 def _numbers(shape: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ the special tokens are Qwen2-VL's, in its order, placed where a model's config e
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from qvl.model.config import ModelConfig
+from qvl.model.checkpoint_writer import write_json
+from qvl.model.config import SPECIAL_TOKENS, SPLIT_PATTERN, ModelConfig, byte_alphabet
 
 MERGES_FILE = Path(__file__).with_name("small_merges.txt")
 
-# How Qwen2 splits text before byte-pair merging (published in its tokenizer.json).
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 # Behaves as the published template does, laid out for reading: the dashes make Jinja drop the line breaks.
 CHAT_TEMPLATE = r"""
 {%- set seen = namespace(pictures=0, videos=0) -%}
@@ -76,12 +56,6 @@ def _merges() -> tuple[str, ...]:
     return tuple(MERGES_FILE.read_text(encoding="utf-8").splitlines())
 
 
-def _byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes in a byte-level vocabulary, in the order Qwen2 lists them."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
-
-
 def vocabulary_size() -> int:
     """How many ordinary tokens there are: the bytes and one for each merge. Special tokens come behind them."""
     return 256 + len(_merges())
@@ -104,7 +78,7 @@ def vocabulary(size: int) -> dict[str, int]:
 
     Fillers let a random model with the published 151 936 rows decode whatever it samples.
     """
-    tokens = _byte_alphabet() + [merge.replace(" ", "") for merge in _merges()]
+    tokens = list(byte_alphabet()) + [merge.replace(" ", "") for merge in _merges()]
     # "~" never follows the space mark in a merge, so a filler cannot be the name of a real token.
     tokens += [f"Ġ~{number}" for number in range(size - len(tokens))]
     ids = {token: number for number, token in enumerate(tokens)}
@@ -181,8 +155,3 @@ def write_processor(folder: Path, config: ModelConfig) -> None:
         "image_std": list(IMAGE_STD),
     }
     write_json(folder / "preprocessor_config.json", settings)
-
-
-def write_json(path: Path, data: object, indent: int | None = 2) -> None:
-    """Write one JSON file of a checkpoint folder."""
-    path.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qvl.errors import CheckpointError
 from qvl.model.checkpoint import PROCESSOR_FILES
 from qvl.model.config import ModelConfig
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsWriter, bfloat16_bits
@@ -35,11 +36,12 @@ def write_weights(
     produce: Produce,
     *,
     metadata_format: str = "pt",
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    shard_bytes: int | None = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Write `model.safetensors`, or shards and their index when it would be larger than `shard_bytes`.
+    """Write `model.safetensors`, or shards and their index when it would be larger than `shard_bytes` (None: never).
 
     shapes: stored shapes by name. dtype: float32, float16 or bfloat16, of every tensor.
+    Raises CheckpointError, naming the tensor, when a number is too large for float16.
     """
     stored = STORED_NAMES[dtype]
     shards = _split(shapes, STORED_DTYPES[stored].itemsize, shard_bytes)
@@ -52,11 +54,11 @@ def write_weights(
         with SafetensorsWriter(folder / file_name, declared, {"format": metadata_format}) as writer:
             for name in names:
                 for rows in produce(name):
-                    writer.write(_to_stored(rows, stored))
+                    writer.write(_to_stored(rows, stored, name))
         weight_map |= dict.fromkeys(names, file_name)
         total += sum(_size(shapes[name]) for name in names) * STORED_DTYPES[stored].itemsize
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / "model.safetensors.index.json", index)
 
 
@@ -72,18 +74,28 @@ def copy_processor_files(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, data: object, indent: int | None = 2) -> None:
+    """Write one JSON file of a checkpoint folder."""
+    path.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _to_stored(rows: npt.NDArray[Any], stored: str) -> npt.NDArray[Any]:
+def _to_stored(rows: npt.NDArray[Any], stored: str, name: str) -> npt.NDArray[Any]:
     if stored == "BF16":
         return rows if rows.dtype == np.uint16 else bfloat16_bits(rows)
-    return rows.astype(STORED_DTYPES[stored], copy=False)
+    if stored != "F16":
+        return rows.astype(STORED_DTYPES[stored], copy=False)
+    with np.errstate(over="ignore"):  # told by the error below
+        half = rows.astype(STORED_DTYPES[stored], copy=False)
+    if (np.isinf(half) & np.isfinite(rows)).any():
+        largest = float(np.abs(rows[np.isfinite(rows)]).max())
+        raise CheckpointError(f"{name} has numbers up to {largest:.4g}, too large for float16; save it as bfloat16")
+    return half
 
 
-def _split(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: int) -> list[list[str]]:
+def _split(shapes: Mapping[str, tuple[int, ...]], itemsize: int, shard_bytes: int | None) -> list[list[str]]:
     """Group names in order, each group within the limit unless one tensor alone is over it."""
+    if shard_bytes is None:
+        return [list(shapes)]
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, shape in shapes.items():

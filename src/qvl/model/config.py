@@ -2,7 +2,7 @@
 
 Two forms exist: flat, with `rope_scaling` (what the published checkpoints have), and nested, with `text_config` and
 `rope_parameters` (what transformers 5 writes). Both are read; the flat one is written, since every reader takes it.
-Names are those of the Hugging Face file.
+Names are those of the Hugging Face file. What every vocabulary of the family shares stands at the end.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ModelConfig:
     vocab_size: int
     tie_word_embeddings: bool
     max_position_embeddings: int = 32768
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: float = 1e-5
     rope_theta: float = 1_000_000.0
     mrope_section: tuple[int, int, int] = (16, 24, 24)
     image_token_id: int = 151655
@@ -66,7 +66,7 @@ class ModelConfig:
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     bos_token_id: int | None = 151643
-    eos_token_id: int | None = 151645
+    eos_token_id: int | tuple[int, ...] | None = 151645
     torch_dtype: str = "bfloat16"
     vision_config: VisionConfig = field(default_factory=VisionConfig)
 
@@ -91,12 +91,13 @@ class ModelConfig:
     @staticmethod
     def from_dict(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Read either form. Raises CheckpointError for another architecture or a missing or impossible size."""
-        _check_supported(data, where)
-        text = {**data, **data.get("text_config", {})}
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        text = {**data, **_section(data, "text_config", where)}
+        vision = _section(data, "vision_config", where)
+        _check_supported(data, text, vision, where)
+        rope = _rope(text, where)
         sizes = {name: _positive(text, name, where) for name in _REQUIRED}
         head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
-        section = tuple(rope.get("mrope_section", (16, 24, 24)))
+        section = tuple(rope.get("mrope_section") or (16, 24, 24))
         if len(section) != 3 or 2 * sum(section) != head_dim:
             raise CheckpointError(
                 f"{where}: mrope_section {list(section)} does not add up to half of head_dim {head_dim}"
@@ -104,17 +105,21 @@ class ModelConfig:
         if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
             raise CheckpointError(f"{where}: num_attention_heads is not a multiple of num_key_value_heads")
         optional = {name: text[name] for name in _OPTIONAL if text.get(name) is not None}
+        if isinstance(optional.get("eos_token_id"), list):
+            optional["eos_token_id"] = tuple(optional["eos_token_id"])
         for name in _TOKEN_IDS:  # a nested file keeps these at the top
             if data.get(name) is not None:
                 optional[name] = data[name]
+        # transformers 5 has it at the top; 4.52 to 4.57 write it inside alone where the top has the default.
+        tied = data.get("tie_word_embeddings")
         return ModelConfig(
             **sizes,
             **optional,
-            tie_word_embeddings=bool(data.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
+            tie_word_embeddings=bool(text.get("tie_word_embeddings", False) if tied is None else tied),
+            rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1_000_000.0),
             mrope_section=section,
             torch_dtype=str(text.get("torch_dtype") or text.get("dtype") or "bfloat16"),
-            vision_config=_vision(data.get("vision_config", {}), sizes["hidden_size"]),
+            vision_config=_vision(vision, sizes["hidden_size"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +166,27 @@ _OPTIONAL = ("max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_tok
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
-def _check_supported(data: Mapping[str, Any], where: str) -> None:
+def _section(data: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """A nested object without what it leaves open; absent and null are the same."""
+    section = data.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{where}: {name} is {section!r}; a JSON object was expected")
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _rope(text: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The rotary settings under either name. A stretched context turns angles otherwise, so answers would be wrong."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = text.get(name) or {}
+        if not isinstance(rope, Mapping):
+            raise CheckpointError(f"{where}: {name} is {rope!r}; a JSON object was expected")
+        for key in ("rope_type", "type"):
+            if rope.get(key) not in (None, "default", "mrope"):
+                raise CheckpointError(f"{where}: {name} asks for {key} {rope[key]!r}, which qvl does not support yet")
+    return text.get("rope_parameters") or text.get("rope_scaling") or {}
+
+
+def _check_supported(data: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> None:
     """qvl runs Qwen2-VL and says so at once for its neighbours, whose weights would load but answer wrongly."""
     model_type = data.get("model_type")
     architectures = data.get("architectures") or []
@@ -169,17 +194,20 @@ def _check_supported(data: Mapping[str, Any], where: str) -> None:
         raise CheckpointError(f"{where}: model_type is {model_type!r}; qvl runs qwen2_vl")
     if architectures and ARCHITECTURE not in architectures:
         raise CheckpointError(f"{where}: architecture {architectures[0]} is not supported; qvl runs {ARCHITECTURE}")
-    text = {**data, **data.get("text_config", {})}
+    quantised = text.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, Mapping) else quantised
+        raise CheckpointError(f"{where}: quantised checkpoints ({method}) are not supported yet; take the original")
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{where}: use_sliding_window is set, which no published Qwen2-VL does; not supported")
-    for holder, expected in ((text, "silu"), (data.get("vision_config", {}), "quick_gelu")):
-        if holder.get("hidden_act", expected) != expected:
+    for holder, expected in ((text, "silu"), (vision, "quick_gelu")):
+        if (holder.get("hidden_act") or expected) != expected:
             raise CheckpointError(f"{where}: hidden_act {holder['hidden_act']!r} is not supported, only {expected!r}")
 
 
 def _positive(data: Mapping[str, Any], name: str, where: str) -> int:
     value = data.get(name)
-    if not isinstance(value, int) or value <= 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise CheckpointError(f"{where}: {name} is {value!r}; a positive whole number was expected")
     return value
 
@@ -190,3 +218,36 @@ def _vision(data: Mapping[str, Any], hidden_size: int) -> VisionConfig:
     known = {name: data[alias] for alias, name in aliases.items() if alias in data}
     known |= {name: data[name] for name in VisionConfig.__dataclass_fields__ if name in data}
     return VisionConfig(**{**known, "hidden_size": hidden_size})
+
+
+# How Qwen2 splits text before byte-pair merging (published in its tokenizer.json).
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# In the published order; the first one has the id that follows the vocabulary.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The 256 characters of a byte-level vocabulary, in the order Qwen2 lists them, and the byte each stands for.
+
+    GPT-2's: printable Latin-1 stands for itself, the rest is moved to U+0100 and up.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}

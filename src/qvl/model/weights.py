@@ -54,6 +54,20 @@ def load_model(
     Raises CheckpointError naming the tensor and file for anything missing, left over, misshapen or cut short.
     """
     model = empty_model(config, dtype, attention)
+    fill_model(model, folder, dtype, layout=layout, allow_pickle=allow_pickle, on_progress=on_progress)
+    return model
+
+
+def fill_model(
+    model: Qwen2VL,
+    folder: Path,
+    dtype: str,
+    *,
+    layout: Layout | None = None,
+    allow_pickle: bool = False,
+    on_progress: Progress | None = None,
+) -> None:
+    """Give every parameter of a model the values in a folder. Raises as `load_model` does."""
     pickled = find_pickle(folder)
     if pickled is not None:
         if not allow_pickle:
@@ -62,7 +76,7 @@ def load_model(
                 "convert them to safetensors, or give --allow-pickle if you trust where they come from"
             )
         _fill_from_pickle(model, pickled)
-        return model
+        return
     entries = list_tensors(folder, layout)
     _check_complete(model, entries, folder)
     total = sum(_nbytes(entries[name]) for name, _ in model.named_parameters())
@@ -71,7 +85,6 @@ def load_model(
         done += nbytes
         if on_progress:
             on_progress(done, total)
-    return model
 
 
 def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:

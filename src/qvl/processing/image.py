@@ -5,13 +5,8 @@ The arithmetic is that of the reference image processor, to the bit; what comes 
 
 from __future__ import annotations
 
-import glob
-import logging
-import re
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,26 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
 from qvl.errors import MediaError
 from qvl.messages import Image, ImageSource
-from qvl.processing.media import PICTURE_BYTES, Media, describe, exists, is_url, local_path, open_source, reason
+from qvl.processing.media import PICTURE_BYTES, describe, open_source
+from qvl.processing.pillow import check_size, header_suffices, open_picture, reading
 from qvl.processing.prompt import Vision
-from qvl.processing.resize import MODEL_MAX_PIXELS, MODEL_MIN_PIXELS, fit_image, merge_limits
+from qvl.processing.resize import MODEL_MAX_PIXELS, MODEL_MIN_PIXELS, fit_image, fitted_sizes, merge_limits
 from qvl.processing.resize import smart_resize as smart_resize
 
-# Above this a picture is refused unread: 1.2 GB as RGB. Phones make 200 megapixels.
-MAX_IMAGE_PIXELS = 400_000_000
 _ORIENTATION = 0x0112
-# What browsers show an animation at when it gives no duration, in milliseconds.
-_FRAME_MS = 100
-_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-# Pillow's limit and Python's warning filters belong to the whole process: one thread at a time changes them.
-_pillow_lock = threading.Lock()
-# Without a handler of its own Pillow's log lines would land on stderr; with one they still reach a configured logger.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -69,48 +55,53 @@ class ImageOptions:
         """Read a `preprocessor_config.json`, in which newer files keep the limits under `size`.
 
         overrides: fields of this class that win over the file; None leaves a field to the file.
+        Raises ValueError that names the key whose value is of no use.
         """
         size = config.get("size") or {}
-        found = {name: config[name] for name in ImageOptions.__dataclass_fields__ if config.get(name) is not None}
+        if not isinstance(size, Mapping):
+            raise ValueError(f"size is {_shown(size)}; an object was expected")
+        found: dict[str, Any] = {}
+        for names, read in ((_WHOLE, _whole), (_COLOURS, _colours), (("rescale_factor",), _positive)):
+            found |= {name: read(name, config[name]) for name in names if config.get(name) is not None}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if name not in found and size.get(edge) is not None:
-                found[name] = size[edge]
-        found |= {name: value for name, value in overrides.items() if value is not None}
-        for name in ("image_mean", "image_std"):
-            if name in found:
-                found[name] = tuple(found[name])
-        return ImageOptions(**found)
+                found[name] = _whole(f"size.{edge}", size[edge])
+        least, most = (found.get(name, getattr(ImageOptions, name)) for name in ("min_pixels", "max_pixels"))
+        if least > most:
+            raise ValueError(f"min_pixels {least} is more than max_pixels {most}")
+        if min(found.get("image_std", ImageOptions.image_std)) <= 0:
+            raise ValueError(f"image_std is {_shown(config['image_std'])}; numbers above 0 were expected")
+        return ImageOptions(**found | {name: value for name, value in overrides.items() if value is not None})
 
 
-def frame_files(source: str | Path | bytes) -> list[Path] | None:
-    """The picture files of a folder or a glob pattern, in natural order (frame2 before frame10).
-
-    None when the source is neither. Raises MediaError when there is no picture in it.
-    """
-    if isinstance(source, bytes) or is_url(str(source)) or str(source)[:5].lower() == "data:":
-        return None
-    path = local_path(source)
-    try:
-        if exists(path):
-            if not path.is_dir():
-                return None
-            found = list(path.iterdir())
-        elif glob.has_magic(str(path)):
-            found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - it may be absolute
-        else:
-            return None
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{describe(source)}: cannot be read ({reason(error)})") from None
-    files = [file for file in found if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")]
-    if not files:
-        raise MediaError(f"{describe(source)}: no picture files there, so there are no frames")
-    return sorted(files, key=_natural)
+_WHOLE = ("min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size")
+_COLOURS = ("image_mean", "image_std")
 
 
-def _natural(path: Path) -> tuple[tuple[str | int, ...], str]:
-    """Splitting at runs of ASCII digits puts text and numbers at alternate places, so they are never compared."""
-    parts = re.split(r"([0-9]+)", str(path).casefold())
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts)), str(path)
+def _shown(value: object) -> str:
+    return ascii(value)[:60]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _whole(name: str, value: Any) -> int:
+    if not _is_number(value) or value < 1 or value != int(value):
+        raise ValueError(f"{name} is {_shown(value)}; a whole number above 0 was expected")
+    return int(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"{name} is {_shown(value)}; a number above 0 was expected")
+    return float(value)
+
+
+def _colours(name: str, value: Any) -> tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+        raise ValueError(f"{name} is {_shown(value)}; three numbers were expected, for red, green and blue")
+    return float(value[0]), float(value[1]), float(value[2])
 
 
 def load_image(source: ImageSource, *, raw_pixels: bool = False) -> PILImage.Image:
@@ -129,45 +120,50 @@ def load_image(source: ImageSource, *, raw_pixels: bool = False) -> PILImage.Ima
     if not isinstance(source, (str, Path, bytes)):
         raise MediaError(f"{name}: not a picture; give a path, URL, bytes, PIL image or uint8 array")
     media = open_source(source, max_bytes=PICTURE_BYTES)
-    with reading(name), PILImage.open(media.file()) as image:
+    with reading(name), open_picture(media.file()) as image:
         return _convert(image, name, raw_pixels)
 
 
-class Animation:
-    """Animated GIF, WebP or PNG, and a still as a clip of one frame, through Pillow."""
+def image_size(source: ImageSource, *, raw_pixels: bool = False) -> tuple[int, int]:
+    """(height, width) of the picture that `load_image` gives, without its pixels where the file's form allows that.
 
-    def __init__(self, media: Media, raw_pixels: bool) -> None:
-        self.name, self.raw_pixels = media.name, raw_pixels
-        with reading(self.name):
-            self.image = PILImage.open(media.file())
-            _check_size(self.image, self.name)
-            self.frames, milliseconds = int(getattr(self.image, "n_frames", 1)), 0.0
-            for index in range(self.frames):
-                self.image.seek(index)
-                self.image.load()  # WebP knows a frame's duration only then
-                milliseconds += self.image.info.get("duration") or _FRAME_MS
-            self.fps = 1000 * self.frames / milliseconds
-
-    def read(self, indices: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
-        for index in indices:
-            with reading(self.name):
-                self.image.seek(index)
-                frame = np.asarray(to_rgb(self.image, self.raw_pixels))
-            yield frame
-
-    def close(self) -> None:
-        self.image.close()
+    Arguments and errors as `load_image`; damage beyond the header may go unseen.
+    """
+    if isinstance(source, np.ndarray) or not isinstance(source, (str, Path, bytes)):
+        image = load_image(source, raw_pixels=raw_pixels)
+        return image.height, image.width
+    media = open_source(source, max_bytes=PICTURE_BYTES)
+    with reading(media.name), open_picture(media.file()) as image:
+        check_size(image, media.name)
+        if not header_suffices(image):
+            image.load()
+        # Pillow's own getexif of a PNG decodes it first; whether there is anything to find by that is known by now.
+        turned = not raw_pixels and _orientation(image, PILImage.Image.getexif) in range(5, 9)
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def image_vision(part: Image, options: ImageOptions) -> Vision:
     """Cut a picture into patches. Limits of the part win over the options. Raises MediaError and UsageError."""
     image = load_image(part.source, raw_pixels=options.raw_pixels)
     size = (image.height, image.width)
-    limits = merge_limits((part.min_pixels, part.max_pixels), (options.min_pixels, options.max_pixels))
-    image = fit_image(image, limits, (part.resized_height, part.resized_width), options.factor, describe(part.source))
+    limits, wished = _wishes(part, options)
+    image = fit_image(image, limits, wished, options.factor, describe(part.source))
     patches = frames_to_patches(np.asarray(image)[None], options)
     grid = (1, image.height // options.patch_size, image.width // options.patch_size)
     return Vision("image", patches, grid, size)
+
+
+def image_grid(part: Image, options: ImageOptions) -> tuple[int, int, int]:
+    """The grid_thw that `image_vision` gives a picture, from its header, and its errors as far as that shows them."""
+    size = image_size(part.source, raw_pixels=options.raw_pixels)
+    limits, wished = _wishes(part, options)
+    height, width = fitted_sizes(size, limits, wished, options.factor, describe(part.source))[-1]
+    return 1, height // options.patch_size, width // options.patch_size
+
+
+def _wishes(part: Image, options: ImageOptions) -> tuple[tuple[int, float], tuple[int | None, int | None]]:
+    limits = merge_limits((part.min_pixels, part.max_pixels), (options.min_pixels, options.max_pixels))
+    return limits, (part.resized_height, part.resized_width)
 
 
 def frames_to_patches(frames: npt.NDArray[np.uint8], options: ImageOptions) -> npt.NDArray[np.float32]:
@@ -203,38 +199,8 @@ def _normalisation(options: ImageOptions) -> npt.NDArray[np.float32]:
     return np.divide(scaled - mean, std, dtype=np.float32)
 
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Run Pillow with its size check replaced by ours, its warnings silent, and its many errors as one MediaError."""
-    try:
-        with _pillow_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            limit, PILImage.MAX_IMAGE_PIXELS = PILImage.MAX_IMAGE_PIXELS, None
-            try:
-                yield
-            finally:
-                PILImage.MAX_IMAGE_PIXELS = limit
-    except MediaError:
-        raise
-    except UnidentifiedImageError:
-        raise MediaError(f"{name}: not a picture, or of a format Pillow does not read") from None
-    except MemoryError:
-        raise MediaError(f"{name}: too large for the memory of this machine") from None
-    except Exception as error:  # broken files reach Pillow's parsers as almost any type
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise MediaError(f"{name}: damaged or unreadable picture ({text})") from None
-
-
-def _check_size(image: PILImage.Image, name: str) -> None:
-    """Refuse a picture by its header, before anything is decoded."""
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise MediaError(
-            f"{name}: {image.width}x{image.height} pixels are over the limit of {MAX_IMAGE_PIXELS // 10**6} megapixels"
-        )
-
-
 def _convert(image: PILImage.Image, name: str, raw_pixels: bool) -> PILImage.Image:
-    _check_size(image, name)
+    check_size(image, name)
     image.load()
     return to_rgb(image, raw_pixels)
 
@@ -254,9 +220,11 @@ def to_rgb(image: PILImage.Image, raw_pixels: bool) -> PILImage.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: PILImage.Image) -> int:
+def _orientation(
+    image: PILImage.Image, getexif: Callable[[PILImage.Image], PILImage.Exif] = lambda image: image.getexif()
+) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(getexif(image).get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block is no reason to refuse good pixels
         return 1
 

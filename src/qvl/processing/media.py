@@ -21,6 +21,10 @@ from urllib.request import url2pathname
 from weakref import WeakKeyDictionary
 
 from qvl.errors import MediaError
+from qvl.processing.naming import STDIN_NAME, printable
+from qvl.processing.naming import Piped as Piped
+from qvl.processing.naming import describe as describe
+from qvl.processing.naming import is_url as is_url
 
 if TYPE_CHECKING:
     import requests
@@ -66,24 +70,6 @@ class Media:
             raise MediaError(f"{self.name}: cannot be read ({reason(error)})") from None
 
 
-def describe(source: object) -> str:
-    """A short name of a source for a message: no long data, no credentials, one line."""
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
-    if not isinstance(source, (str, Path)):
-        size = getattr(source, "shape", None) or getattr(source, "size", None)
-        return f"<{type(source).__name__} {size}>" if size is not None else f"<{type(source).__name__}>"
-    text = str(source)
-    if text == "-":
-        return "stdin"
-    if text[:5].lower() == "data:":
-        return f"{text[:32]}... ({len(text)} characters)" if len(text) > 48 else text
-    if is_url(text):
-        text = _redact(text)
-    text = "".join(char if char.isprintable() else "?" for char in text)
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
-
-
 def open_source(source: str | Path | bytes, *, max_bytes: int = CLIP_BYTES, stdin: BinaryIO | None = None) -> Media:
     """Find a source and, unless it is a file on disk, read it.
 
@@ -96,7 +82,7 @@ def open_source(source: str | Path | bytes, *, max_bytes: int = CLIP_BYTES, stdi
     if isinstance(source, bytes):
         media = Media(name, data=source)
     elif str(source) == "-":
-        media = Media(name, data=_read_stdin(stdin or sys.stdin.buffer, max_bytes))
+        media = Media(name, data=_read_stdin(stdin, max_bytes))
     elif isinstance(source, str) and source[:5].lower() == "data:":
         media = Media(name, data=_decode_data_uri(source, name))
     elif isinstance(source, str) and is_url(source):
@@ -127,7 +113,10 @@ def local_path(source: str | Path) -> Path:
         return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
     if scheme[1].lower() != "file":
         raise MediaError(f"{describe(source)}: {scheme[1]}:// is not supported; use a path, file, http, https or data:")
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise MediaError(f"{describe(source)}: is not a valid URL") from None
     if parts.netloc not in ("", "localhost"):
         raise MediaError(f"{describe(source)}: names the host {parts.netloc!r}; a local file is file:///path")
     literal = Path(text[len("file://") :])  # written by hand, such a path is often not percent-encoded
@@ -161,7 +150,7 @@ def _open_file(path: Path, name: str, max_bytes: int) -> Media:
 
 def reason(error: Exception) -> str:
     """The cause without the path that Python repeats in it."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return printable((error.strerror or str(error)) if isinstance(error, OSError) else str(error))
 
 
 def _read_limited(stream: BinaryIO, name: str, max_bytes: int) -> bytes:
@@ -171,11 +160,14 @@ def _read_limited(stream: BinaryIO, name: str, max_bytes: int) -> bytes:
     return data
 
 
-def _read_stdin(stream: BinaryIO, max_bytes: int) -> bytes:
+def _read_stdin(stream: BinaryIO | None, max_bytes: int) -> bytes:
+    if stream is None and sys.stdin is None:  # closed
+        raise MediaError(f"{STDIN_NAME}: nothing is piped in")
+    stream = stream or sys.stdin.buffer
     if stream not in _stdin:
         if stream.isatty():
-            raise MediaError("stdin: nothing is piped in; '-' reads a picture or clip from a pipe")
-        _stdin[stream] = _read_limited(stream, "stdin", max_bytes)
+            raise MediaError(f"{STDIN_NAME}: nothing is piped in; '-' reads a picture or clip from a pipe")
+        _stdin[stream] = _read_limited(stream, STDIN_NAME, max_bytes)
     return _stdin[stream]
 
 
@@ -198,21 +190,6 @@ def _decode_data_uri(uri: str, name: str) -> bytes:
 
 
 _URLSAFE = str.maketrans("-_", "+/")
-
-
-def is_url(text: str) -> bool:
-    """Whether the text is an http or https URL."""
-    return text[:8].lower().startswith(("http://", "https://"))
-
-
-def _redact(url: str) -> str:
-    """Without user, password, query and fragment: signed links carry their key in the query."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
-    except ValueError:
-        return url.partition("://")[0] + "://..."
 
 
 def _download(url: str, name: str, max_bytes: int) -> bytes:
@@ -263,7 +240,7 @@ class _Download(threading.Thread):
 
     def _receive(self, response: requests.Response) -> None:
         if response.status_code != 200:
-            raise MediaError(f"{self.media}: the server answered {response.status_code} {response.reason}".rstrip())
+            raise MediaError(f"{self.media}: the server answered {_status(response)}")
         announced = response.headers.get("content-length", "")
         expected = int(announced) if announced.isdigit() else None
         if expected is not None and expected > self.max_bytes:
@@ -276,6 +253,10 @@ class _Download(threading.Thread):
                 return
         if expected is not None and len(self.body) < expected and "content-encoding" not in response.headers:
             raise MediaError(f"{self.media}: the connection ended after {len(self.body)} of {expected} bytes")
+
+
+def _status(response: requests.Response) -> str:
+    return printable(f"{response.status_code} {response.reason or ''}"[:100].rstrip())
 
 
 def _http_reason(error: Exception) -> str:

@@ -73,11 +73,23 @@ def target_sizes(
     if height is not None and width is not None:
         if min(height, width) < 1:
             raise UsageError(f"resized_height {height} and resized_width {width} have to be positive")
+        _check_possible(f"resized_height {height} and resized_width {width} are {height * width}", height * width)
         size, limits = (height, width), (MODEL_MIN_PIXELS, MODEL_MAX_PIXELS)
+    else:
+        _check_possible(f"min_pixels asks for {limits[0]}", limits[0])
     first = smart_resize(*size, factor=factor, min_pixels=limits[0], max_pixels=limits[1])
     if MODEL_MIN_PIXELS <= first[0] * first[1] <= MODEL_MAX_PIXELS:
         return [first]
     return [first, smart_resize(*first, factor=factor, min_pixels=MODEL_MIN_PIXELS, max_pixels=MODEL_MAX_PIXELS)]
+
+
+def _check_possible(request: str, pixels: int) -> None:
+    """Refuse what the model's bound would undo, after a picture in between that fits in no memory."""
+    if pixels > MODEL_MAX_PIXELS:
+        raise UsageError(
+            f"{request} pixels ({pixels // 784} tokens); a picture or frame has at most {MODEL_MAX_PIXELS} "
+            f"({MODEL_MAX_PIXELS // 784} tokens)"
+        )
 
 
 def merge_limits(wished: tuple[int | None, int | None], standard: tuple[int, float]) -> tuple[int, float]:
@@ -100,6 +112,20 @@ def merge_limits(wished: tuple[int | None, int | None], standard: tuple[int, flo
     return standard
 
 
+def fitted_sizes(
+    size: tuple[int, int],
+    limits: tuple[int, float],
+    wished: tuple[int | None, int | None],
+    factor: int,
+    name: str,
+) -> list[tuple[int, int]]:
+    """`target_sizes` of a picture or clip that is called `name`, which a MediaError begins with."""
+    try:
+        return target_sizes(size, limits, wished, factor)
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}") from None
+
+
 def fit_image(
     image: PILImage.Image,
     limits: tuple[int, float],
@@ -108,11 +134,7 @@ def fit_image(
     name: str,
 ) -> PILImage.Image:
     """Resize an RGB picture with Pillow's bicubic to `target_sizes`. A MediaError names the picture."""
-    try:
-        sizes = target_sizes((image.height, image.width), limits, wished, factor)
-    except MediaError as error:
-        raise MediaError(f"{name}: {error}") from None
-    for height, width in sizes:
+    for height, width in fitted_sizes((image.height, image.width), limits, wished, factor, name):
         image = image.resize((width, height), PILImage.Resampling.BICUBIC)
     return image
 

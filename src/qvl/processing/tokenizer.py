@@ -12,17 +12,14 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from qvl.errors import CheckpointError
-
-# How Qwen2 splits text before byte-pair merging (published in its tokenizer.json).
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from qvl.errors import CheckpointError, UsageError
+from qvl.model.config import SPECIAL_TOKENS, SPLIT_PATTERN, byte_alphabet
 
 
 class Tokenizer:
@@ -43,9 +40,10 @@ class Tokenizer:
 
     @staticmethod
     def from_folder(folder: Path) -> Tokenizer:
-        """Load `tokenizer.json`, or `vocab.json` with `merges.txt` and `tokenizer_config.json`.
+        """Load `tokenizer.json`, or `vocab.json` with `merges.txt`.
 
-        Raises CheckpointError naming the missing or damaged file.
+        Beside the latter, `tokenizer_config.json` or `added_tokens.json` tells the added tokens; without them those of
+        Qwen2-VL follow the vocabulary. Raises CheckpointError naming the missing or damaged file.
         """
         path = folder / "tokenizer.json"
         try:
@@ -56,12 +54,20 @@ class Tokenizer:
         except FileNotFoundError as error:
             missing = Path(error.filename).name
             raise CheckpointError(f"{folder}: no tokenizer.json, and {missing} is missing too") from None
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises bare Exception for damaged files
             raise CheckpointError(f"{path}: not a tokenizer qvl can read ({error})") from None
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to ids; nothing in it becomes a special token."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """Plain text to ids; nothing in it becomes a special token. Raises UsageError for half a surrogate pair."""
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except (TypeError, UnicodeEncodeError):
+            lone = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+            if lone is None:
+                raise
+            raise UsageError(f"the text has a lone surrogate (U+{ord(lone):04X}), so it is not valid Unicode") from None
 
     def special_id(self, token: str) -> int:
         """The id of a special token. Raises CheckpointError when the vocabulary lacks it."""
@@ -114,32 +120,83 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the rest is moved to U+0100 and up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}
+_byte_of_character = lru_cache(maxsize=1)(byte_alphabet)
 
 
 def _from_vocabulary(folder: Path) -> Backend:
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    for path in (vocab, merges):
-        path.open("rb").close()
-    backend = Backend(BPE.from_file(str(vocab), str(merges)))
+    vocab, merges = _read_vocabulary(folder / "vocab.json"), _read_merges(folder / "merges.txt")
+    # The library numbers added tokens on from the end; one that the vocabulary has keeps its id, which may leave a gap.
+    # Nothing merges to it, so text stays what it was.
+    added = _added_tokens(folder, max(vocab.values()) + 1)
+    token_of = {token_id: token for token, token_id in vocab.items()}
+    for token, token_id in added:
+        if vocab.get(token.content, token_id) != token_id or token_of.get(token_id, token.content) != token.content:
+            raise CheckpointError(f"{folder}: the added token {token.content} and vocab.json disagree about {token_id}")
+        vocab[token.content], token_of[token_id] = token_id, token.content
+    try:
+        backend = Backend(BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{folder / 'merges.txt'}: does not go with vocab.json ({error})") from None
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    added: dict[str, dict[str, object]] = config["added_tokens_decoder"]
-    for token_id, entry in sorted(added.items(), key=lambda item: int(item[0])):
-        content = str(entry["content"])
-        token = AddedToken(content, normalized=False, special=bool(entry.get("special", True)))
+    for token, _ in added:
         (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(content) != int(token_id):
-            raise ValueError(f"{content} has id {backend.token_to_id(content)}, tokenizer_config.json says {token_id}")
     return backend
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    vocab = _read_json(path)
+    if not vocab or not all(isinstance(token_id, int) and token_id >= 0 for token_id in vocab.values()):
+        raise CheckpointError(f"{path}: not a vocabulary, which gives each token its number")
+    return vocab
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8 text") from None
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#version"):
+            continue
+        left, space, right = line.rstrip("\r").partition(" ")
+        if not left or not right or " " in right or not space:
+            raise CheckpointError(f"{path}: line {number} is not two tokens")
+        merges.append((left, right))
+    return merges
+
+
+def _added_tokens(folder: Path, first_free: int) -> list[tuple[AddedToken, int]]:
+    """Added tokens and their ids, in order: as tokenizer_config.json or added_tokens.json says, or else Qwen2-VL's."""
+    path = folder / "tokenizer_config.json"
+    decoder = _read_json(path).get("added_tokens_decoder") if path.is_file() else None
+    try:
+        if decoder:
+            found = [
+                (str(entry["content"]), int(token_id), bool(entry.get("special", True)))
+                for token_id, entry in decoder.items()
+            ]
+        elif (path := folder / "added_tokens.json").is_file():
+            found = [(text, int(token_id), text in SPECIAL_TOKENS) for text, token_id in _read_json(path).items()]
+        else:
+            found = [(text, first_free + offset, True) for offset, text in enumerate(SPECIAL_TOKENS)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its added tokens are damaged ({error!r})") from None
+    found.sort(key=lambda item: item[1])
+    return [(AddedToken(text, normalized=False, special=special), token_id) for text, token_id, special in found]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: a JSON object was expected")
+    return data

@@ -15,9 +15,12 @@ import paddle
 
 from qvl.model.config import ModelConfig
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL
-from qvl.processing.prompt import Prompt, merge_index
+from qvl.processing.prompt import Prompt, Vision, merge_index
 from qvl.runtime.cache import KVCache
 from qvl.runtime.sampler import Sampler
+
+# Patches of a clip that go through the vision tower together: 2048 tokens' worth, enough to keep a GPU busy.
+PATCHES_AT_ONCE = 8192
 
 
 @dataclass
@@ -62,14 +65,29 @@ def prompt_inputs(
 
 
 def encode_vision(model: Qwen2VL, prompt: Prompt) -> paddle.Tensor | None:
-    """Features of all pictures and clips, [tokens, hidden_size]; one after the other, so the peak is that of one."""
+    """Features of all pictures and clips, [tokens, hidden_size].
+
+    One picture after the other, and a long clip in groups of slices: attention does not cross them, so the result is
+    the same and the peak of memory is that of one group.
+    """
     if not prompt.visions:
         return None
     dtype = model.visual.patch_embed.proj.weight.dtype
-    features = [
-        model.visual(paddle.to_tensor(vision.patches).astype(dtype), [vision.grid_thw]) for vision in prompt.visions
-    ]
+    features = []
+    for vision in prompt.visions:
+        slices, height, width = vision.grid_thw
+        for first in range(0, slices, slices_at_once(vision)):
+            count = min(slices_at_once(vision), slices - first)
+            rows = slice(first * height * width, (first + count) * height * width)
+            patches = paddle.to_tensor(vision.patches[rows]).astype(dtype)
+            features.append(model.visual(patches, [(count, height, width)]))
     return features[0] if len(features) == 1 else paddle.concat(features, axis=0)
+
+
+def slices_at_once(vision: Vision) -> int:
+    """Temporal slices of a clip that are encoded together."""
+    _, height, width = vision.grid_thw
+    return max(1, PATCHES_AT_ONCE // (height * width))
 
 
 def step(model: Qwen2VL, rows: Sequence[Row]) -> None:

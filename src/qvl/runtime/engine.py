@@ -7,7 +7,6 @@ for chunk in engine.stream([Message.of("user", Image("photo.jpg"), "Describe thi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -18,25 +17,26 @@ from qvl import environment
 
 environment.prepare()
 
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
-from qvl.errors import CheckpointError, UsageError  # noqa: E402
+from qvl.errors import UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
+from qvl.model.adapter import Adapter, apply_adapter, open_adapters  # noqa: E402
+from qvl.model.adapter_config import AdapterRequest  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import Progress, load_model  # noqa: E402
-from qvl.processing.image import ImageOptions  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
-from qvl.processing.template import Layout  # noqa: E402
-from qvl.processing.tokenizer import Tokenizer  # noqa: E402
-from qvl.processing.video import VideoOptions  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
+from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
-from qvl.runtime.decode import Row, prefill, step  # noqa: E402
-from qvl.runtime.device import Placement, place  # noqa: E402
+from qvl.runtime.decode import Row, encode_vision, prefill, prompt_inputs, step  # noqa: E402
+from qvl.model.device import Placement, place  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
 from qvl.runtime.records import Answer, Chunk, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
@@ -57,6 +57,7 @@ class Engine:
         self.processor = processor
         self.generation = generation
         self.placement = placement
+        self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
         self.load_seconds = 0.0
         self._model: Qwen2VL | None = None
 
@@ -69,12 +70,14 @@ class Engine:
         settings: Sequence[str] = (),
         device: str | None = None,
         dtype: str | None = None,
+        adapters: Sequence[str] = (),
     ) -> Engine:
         """Find a model and read all of it that is small. Weights are read by `load_weights`, or when first needed.
 
         profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
         settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
-        float16. Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
+        float16. adapters: LoRA folders as "DIR", "name=DIR" or "name=DIR:scale"; what they add sums.
+        Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
         """
         chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
         if isinstance(profile, Profile) and settings:
@@ -85,7 +88,9 @@ class Engine:
         folder = locate(chosen.model)
         config = ModelConfig.from_folder(folder)
         generation = GenerationConfig.from_folder(folder, config.eos_token_id)
-        return cls(chosen, folder, make_processor(folder, config, chosen), generation, placement)
+        engine = cls(chosen, folder, load_processor(folder, config, chosen), generation, placement)
+        engine.adapters = open_adapters(adapters, config)
+        return engine
 
     @classmethod
     def load(
@@ -120,13 +125,18 @@ class Engine:
             allow_pickle=self.profile.allow_pickle,
             on_progress=on_progress,
         )
+        for request, adapter in self.adapters:
+            apply_adapter(self._model, adapter, request.scale)
         self.load_seconds = time.perf_counter() - start
 
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
 
-        Raises CheckpointError when the folder is already there.
+        Raises CheckpointError when the folder is already there, and UsageError when adapters are in use: the weights
+        are those of the base.
         """
+        if self.adapters:
+            raise UsageError("weights with an adapter are written by 'qvl merge-lora'")
         save_model(self.model, Path(folder), source=self.folder, dtype=dtype)
 
     @property
@@ -191,6 +201,14 @@ class Engine:
             with paddle.no_grad():
                 step(self.model, [row])
 
+    def next_logits(self, conversation: Conversation) -> npt.NDArray[np.float32]:
+        """Logits of the token that would follow the prompt, float32 [vocab_size]."""
+        prompt = conversation if isinstance(conversation, Prompt) else self.prompt(conversation)
+        with paddle.no_grad():
+            inputs = prompt_inputs(self.config, prompt, encode_vision(self.model, prompt))
+            logits: npt.NDArray[np.float32] = self.model(inputs)[0].numpy()
+        return logits
+
     def generate(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
         """The whole answer at once."""
         return self.generate_batch([conversation], sampling)[0]
@@ -249,24 +267,3 @@ class Engine:
             tokens_per_second=later / decode_seconds if later and decode_seconds > 0 else 0.0,
             peak_memory_bytes=memory.peak_bytes(),
         )
-
-
-def make_processor(folder: Path, config: ModelConfig, profile: Profile) -> Processor:
-    """The processor of a checkpoint under a profile. Raises CheckpointError naming the missing or damaged file."""
-    path = folder / "preprocessor_config.json"
-    try:
-        preprocessor = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: preprocessor_config.json is missing") from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    limits = {"min_pixels": profile.min_pixels, "max_pixels": profile.max_pixels}
-    given = {name: value for name, value in limits.items() if value is not None}
-    image_options = ImageOptions.from_preprocessor_config(preprocessor, **given, raw_pixels=profile.raw_pixels)
-    return Processor(
-        config=config,
-        tokenizer=Tokenizer.from_folder(folder),
-        image_options=image_options,
-        video_options=VideoOptions(**asdict(profile.video)),
-        layout=Layout(profile.template, profile.system, profile.add_vision_id),
-    )

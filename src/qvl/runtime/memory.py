@@ -14,6 +14,7 @@ from qvl.model.config import ModelConfig
 from qvl.ops.attention import SCORE_BYTES
 from qvl.processing.prompt import Prompt
 from qvl.runtime.cache import cache_bytes
+from qvl.runtime.decode import slices_at_once
 
 GIB = 1024**3
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,6 +22,8 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # How many arrays of a block's inner width live at once at its peak, in the gate of the MLP. Measured on a CPU.
 _MLP_COPIES = 4
 _WIDTH_COPIES = 6
+# Rotary embeddings are float32 whatever the model is: two tables, and at its peak a rotation in four arrays as large.
+_ROTARY_COPIES = 2 + 4
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,26 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int) -> Need:
     """Estimate for one prompt and its answer. `weights`: bytes of them that are still to be loaded."""
     size, vision = ITEMSIZE[dtype], config.vision_config
-    # Pictures are encoded one after the other.
-    patches = max((v.patches.shape[0] for v in prompt.visions), default=0)
+    # Pictures, and groups of slices of a clip, are encoded one after the other; what comes of them stays.
+    groups = ((min(v.grid_thw[0], slices_at_once(v)), v.grid_thw[1], v.grid_thw[2]) for v in prompt.visions)
+    patches = max((t * h * w for t, h, w in groups), default=0)
+    vision_tokens = sum(v.tokens(vision) for v in prompt.visions)
+    features = vision_tokens * config.hidden_size * size
     per_patch = _WIDTH_COPIES * vision.embed_dim + _MLP_COPIES * vision.intermediate_size
     per_token = _WIDTH_COPIES * config.hidden_size + _MLP_COPIES * config.intermediate_size
+    # Queries and keys are turned together, in float32.
+    patch_rotary = 4 * _ROTARY_COPIES * 2 * vision.embed_dim
+    token_rotary = 4 * _ROTARY_COPIES * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    copies = (4 + size) * vision.patch_dim  # the patches on the device, and in the tower's dtype
     scores = 3 * SCORE_BYTES
     return Need(
         tokens=len(prompt),
-        vision_tokens=sum(v.tokens(vision) for v in prompt.visions),
+        vision_tokens=vision_tokens,
         new_tokens=new_tokens,
         weights=weights,
         cache=cache_bytes(config, len(prompt) + new_tokens, size),
-        vision=patches * per_patch * size + scores if patches else 0,
-        prefill=len(prompt) * per_token * size + scores + 2 * 4 * config.vocab_size,
+        vision=patches * (per_patch * size + patch_rotary + copies) + 2 * features + scores if patches else 0,
+        prefill=len(prompt) * (per_token * size + token_rotary) + features + scores + 2 * 4 * config.vocab_size,
     )
 
 
@@ -82,18 +92,27 @@ def available_bytes() -> int:
     return min(int(psutil.virtual_memory().available), _cgroup_room())
 
 
-def _cgroup_room() -> int:
+def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int:
     """What is left under the control group's limit (version 2, then 1); without one, more than any machine has."""
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
     ):
         try:
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()))
+            most, taken = int((root / limit).read_text()), int((root / used).read_text())
         except (OSError, ValueError):  # absent, or "max"
             continue
+        return max(0, most - max(0, taken - _page_cache((root / limit).with_name("memory.stat"), prefix)))
     return 1 << 62
+
+
+def _page_cache(path: Path, prefix: str) -> int:
+    """Bytes of files that the kernel keeps while nobody else wants the memory. They count as used by the group."""
+    try:
+        figures = dict(line.split() for line in path.read_text().splitlines())
+        return sum(int(figures.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+    except (OSError, ValueError):
+        return 0
 
 
 def check_weights(config: ModelConfig, dtype: str, available: int) -> None:

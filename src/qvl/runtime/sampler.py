@@ -16,6 +16,10 @@ from qvl.runtime.records import Sampling
 
 Logits = npt.NDArray[np.float32]
 
+# Beyond these a draw is greedy, uniform or overflows float32; nobody means that. The profile's bounds are the same.
+TEMPERATURES = (0.001, 100.0)
+PENALTIES = (0.01, 100.0)
+
 
 class Sampler:
     """Draws the tokens of one answer. Keeps which tokens were seen and the random state; make one an answer."""
@@ -61,7 +65,10 @@ class Sampler:
     def _random_token(self, scores: Logits) -> int:
         kept = np.flatnonzero(np.isfinite(scores))
         weights = _softmax(scores[kept].astype(np.float64))
-        return int(kept[np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum(), side="right")])
+        cumulative = np.cumsum(weights)
+        place = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        # A draw that rounds up to the whole sum is past the end: it means the last token with any weight.
+        return int(kept[min(place, np.searchsorted(cumulative, cumulative[-1]))])
 
 
 def filtered(logits: Logits, sampling: Sampling) -> Logits:
@@ -96,17 +103,20 @@ def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def check(sampling: Sampling) -> None:
     """Raise UsageError, naming the setting, for values that mean nothing."""
+    (coolest, hottest), (weakest, strongest) = TEMPERATURES, PENALTIES
+    warmth, penalty = sampling.temperature, sampling.repetition_penalty
     rules = (
         ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
         ("min_new_tokens", 0 <= sampling.min_new_tokens <= sampling.max_new_tokens, "0 to max_new_tokens"),
-        ("temperature", 0 <= sampling.temperature < float("inf"), "0 (greedy) or more"),
+        ("temperature", warmth == 0 or coolest <= warmth <= hottest, f"0 (greedy) or {coolest:g} to {hottest:g}"),
         ("top_p", 0 < sampling.top_p <= 1, "over 0, at most 1"),
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty < float("inf"), "over 0"),
+        ("repetition_penalty", weakest <= penalty <= strongest, f"{weakest:g} to {strongest:g}"),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
-        ("stop", all(sampling.stop), "not an empty string"),
     )
     for name, holds, expected in rules:
         if not holds:
             raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(sampling, name)!r}")
+    if not all(sampling.stop):
+        raise UsageError("stop holds an empty text, which would end every answer before it begins")

@@ -40,8 +40,11 @@ class _LinearCrossEntropy(PyLayer):
             slope = slope.astype(hidden.dtype)
             grads.append(paddle.matmul(slope, weight, transpose_y=not tied))
             if grad_weight is not None:
-                update = (slope, rows) if tied else (rows, slope)
-                grad_weight += paddle.matmul(*update, transpose_x=True).astype("float32")
+                first, second = (slope, rows) if tied else (rows, slope)
+                if first.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(first.transpose([1, 0]), second)  # no product as large as the weight beside it
+                else:
+                    grad_weight += paddle.matmul(first, second, transpose_x=True).astype("float32")
         ctx.save_for_backward(paddle.concat(grads, axis=0))
         ctx.grad_weight = None if grad_weight is None else grad_weight.astype(weight.dtype)
         return total
@@ -50,16 +53,23 @@ class _LinearCrossEntropy(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         (grad_hidden,) = ctx.saved_tensor()
         first = grad_hidden * grad.astype(grad_hidden.dtype)
-        second = None if ctx.grad_weight is None else ctx.grad_weight * grad.astype(ctx.grad_weight.dtype)
-        ctx.grad_weight = None
+        second, ctx.grad_weight = ctx.grad_weight, None
+        if second is not None:
+            second.multiply_(grad.astype(second.dtype))
         return first, second, None
 
 
 def _softmax_slope(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """The summed loss of a chunk of logits [n, V], and its gradient with respect to them: softmax minus one-hot."""
+    """The summed loss of a chunk of logits [n, V], and its gradient with respect to them: softmax minus one-hot.
+
+    The logits are used up.
+    """
     index = targets.unsqueeze(-1)
-    normaliser = paddle.logsumexp(logits, axis=-1, keepdim=True)
-    loss = (normaliser - paddle.take_along_axis(logits, index, axis=-1)).sum()
-    slope = paddle.exp(logits - normaliser)
+    top = logits.max(axis=-1, keepdim=True)
+    wanted = paddle.take_along_axis(logits, index, axis=-1)
+    slope = logits.subtract_(top).exp_()  # in place: a chunk of logits is the largest array there is
+    sums = slope.sum(axis=-1, keepdim=True)
+    loss = (paddle.log(sums) + top - wanted).sum()
+    slope.divide_(sums)
     minus_one = paddle.full_like(index, -1.0, dtype="float32")
     return loss, paddle.put_along_axis(slope, index, minus_one, axis=-1, reduce="add")

@@ -220,7 +220,6 @@ def make_arguments(
 ) -> TrainingArguments:
     """The Trainer's own settings: its loop and precision are used, its logging, saving and data order are not."""
     warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * steps
-    distributed = paddle.distributed.get_world_size() > 1
     with contextlib.redirect_stdout(io.StringIO()):
         return TrainingArguments(
             output_dir=str(output),
@@ -239,7 +238,6 @@ def make_arguments(
             fp16=placement.dtype == "float16",
             fp16_opt_level="O2",
             amp_master_grad=placement.dtype != "float32",
-            sharding="stage1" if distributed and placement.device.startswith("gpu") else "",
             device=placement.device.partition(":")[0],
             seed=options.seed,
             do_train=True,
