@@ -20,6 +20,13 @@ _MAY_BE_ZERO = ("video_start", "video_end")
 _PLACE = "{}"
 
 
+def as_messages(messages: Sequence[Message] | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Records as they are, dictionaries read by `parse_messages`."""
+    if all(isinstance(message, Message) for message in messages):
+        return tuple(message for message in messages if isinstance(message, Message))
+    return parse_messages(list(messages), "messages")
+
+
 def messages_from_text(text: str, where: str) -> tuple[Message, ...]:
     """Parse JSON text. `where` names its source in messages. Raises UsageError with line and column."""
     try:

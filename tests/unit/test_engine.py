@@ -18,6 +18,7 @@ from qvl.runtime.engine import Engine
 from qvl.runtime.records import Sampling
 
 PICTURE = np.full((140, 140, 3), 90, np.uint8)
+SHAPES = str(Path(__file__).parents[2] / "examples" / "shapes.png")
 QUESTION = [Message.of("user", Image(PICTURE), "What is this?")]
 
 
@@ -213,3 +214,12 @@ def test_a_place_that_may_not_be_looked_into_is_named(
     with pytest.raises(CheckpointError) as caught:
         locations.locate(model)
     assert ": cannot be " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_conversation_may_be_dictionaries_as_other_libraries_have_it(engine: Engine) -> None:
+    parts = [{"type": "image", "image": SHAPES}, {"type": "text", "text": "What is this?"}]
+    records = [Message.of("user", Image(SHAPES), "What is this?")]
+    dictionaries = engine.prompt([{"role": "user", "content": parts}])
+    assert dictionaries.input_ids.tolist() == engine.prompt(records).input_ids.tolist()
+    with pytest.raises(UsageError, match="unknown role 'usr'"):
+        engine.prompt([{"role": "usr", "content": "Hi"}])

@@ -21,7 +21,6 @@ from qvl.profile import Profile, load_profile
 if TYPE_CHECKING:
     from qvl.training.estimate import Estimate
     from qvl.training.examples import Prepared
-    from qvl.training.finetune import Request, Run
     from qvl.training.record import StepRecord
 
 _NEEDS = "qvl finetune needs PaddleNLP: pip install -c constraints.txt 'qvl[train]'"
@@ -91,19 +90,22 @@ def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
     if recipe.nproc > 1 and _RANK not in os.environ:
         raise typer.Exit(_launch(recipe.nproc, Path(data.output or ".")))
     profile = _profile(recipe)
-    training = _import_training(recipe)
     if data.show_sample is not None:
         _show(profile, Path(data.data), data.show_sample)
         return
+    _prepare_training(recipe)
+    from qvl.training import finetune as training
+    from qvl.training import run as runs
+
     assert data.output is not None
     first = os.environ.get(_RANK, "0") == "0"
     watch = Watch(quiet=run.quiet or not first)
-    request: Request = training.Request(
+    request = runs.Request(
         data=Path(data.data), output=Path(data.output), resume=run.resume, check_data=data.check_data
     )
-    laid_out: Run = training.lay_out(profile, request, watch)
+    laid_out = runs.lay_out(profile, request, watch)
     if run.dry_run:
-        watch.estimated(*training.estimate_run(laid_out))
+        watch.estimated(*runs.estimate_run(laid_out))
         return
     with watch:
         result = training.train(laid_out, watch)
@@ -192,7 +194,8 @@ def _profile(recipe: RecipeOptions) -> Profile:
     return profile.revised({**changes, "training": training} if training else changes, "flags")
 
 
-def _import_training(recipe: RecipeOptions) -> Any:
+def _prepare_training(recipe: RecipeOptions) -> None:
+    """Before Paddle is imported: see that PaddleNLP is there, and set the threads."""
     from importlib.util import find_spec
 
     from qvl.environment import set_threads
@@ -201,29 +204,15 @@ def _import_training(recipe: RecipeOptions) -> Any:
         raise DeviceError(_NEEDS)
     if recipe.threads is not None:
         set_threads(recipe.threads)
-    from qvl.training import finetune as training
-
-    return training
 
 
 def _show(profile: Profile, data: Path, number: int) -> None:
-    """Print a sample as the model sees it. Loads no weights."""
+    """Print a sample as the model sees it."""
     from rich.console import Console
 
-    from qvl.hub.locate import locate
-    from qvl.model.config import ModelConfig
-    from qvl.reading import load_processor
-    from qvl.training.dataset import load_dataset
-    from qvl.training.show import show_sample
+    from qvl.training.preview import preview
 
-    folder = locate(profile.model)
-    config = ModelConfig.from_folder(folder)
-    processor = load_processor(folder, config, profile)
-    dataset = load_dataset(data, seed=profile.training.seed)
-    if number >= len(dataset):
-        raise UsageError(f"--show-sample {number}: the data has {len(dataset)} samples, counted from 0")
-    example = processor.example(dataset[number].messages)
-    Console(soft_wrap=True, highlight=False).print(show_sample(example, processor.tokenizer, config))
+    Console(soft_wrap=True, highlight=False).print(preview(profile, data, number))
 
 
 def _launch(nproc: int, output: Path) -> int:

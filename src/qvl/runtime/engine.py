@@ -8,7 +8,8 @@ for chunk in engine.stream([Message.of("user", Image("photo.jpg"), "Describe thi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ import paddle  # noqa: E402
 from qvl.errors import UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
+from qvl.messages_json import as_messages  # noqa: E402
 from qvl.model.adapter import Adapter, apply_adapter, open_adapters  # noqa: E402
 from qvl.model.adapter_config import AdapterRequest  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
+from qvl.model.device import Placement, place  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import Progress, load_model  # noqa: E402
@@ -36,13 +39,13 @@ from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
 from qvl.runtime.decode import Row, encode_vision, prefill, prompt_inputs, step  # noqa: E402
-from qvl.model.device import Placement, place  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
 from qvl.runtime.records import Answer, Chunk, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
 from qvl.runtime.writer import AnswerWriter  # noqa: E402
 
-Conversation = Sequence[Message] | Prompt
+Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
+Conversation = Messages | Prompt
 
 
 class Engine:
@@ -114,6 +117,7 @@ class Engine:
         if self._model is not None:
             return
         start = time.perf_counter()
+        paddle.set_device(self.placement.device)
         if check_memory:
             memory.check_weights(self.config, self.placement.dtype, memory.available_bytes())
         self._model = load_model(
@@ -146,10 +150,14 @@ class Engine:
         assert self._model is not None
         return self._model
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Read the media and lay out the prompt. Raises MediaError, and UsageError when it is over the context."""
+    def prompt(self, messages: Messages) -> Prompt:
+        """Read the media and lay out the prompt.
+
+        messages: Message records, or dictionaries in the OpenAI or Qwen form.
+        Raises MediaError, and UsageError when it is over the context.
+        """
         start = time.perf_counter()
-        prompt = self.processor.prompt(messages)
+        prompt = self.processor.prompt(as_messages(messages))
         if len(prompt) == 0:
             raise UsageError("the prompt is empty")
         if len(prompt) >= self.max_context:
@@ -198,13 +206,13 @@ class Engine:
                 yield Chunk(text, (token,), writer.finish_reason, stats)
                 return
             yield Chunk(text, (token,))
-            with paddle.no_grad():
+            with self._computing():
                 step(self.model, [row])
 
     def next_logits(self, conversation: Conversation) -> npt.NDArray[np.float32]:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
         prompt = conversation if isinstance(conversation, Prompt) else self.prompt(conversation)
-        with paddle.no_grad():
+        with self._computing():
             inputs = prompt_inputs(self.config, prompt, encode_vision(self.model, prompt))
             logits: npt.NDArray[np.float32] = self.model(inputs)[0].numpy()
         return logits
@@ -230,9 +238,16 @@ class Engine:
                     answers[i] = self._answer(prompts[i], rows[i], writers[i], elapsed)
             going = [i for i in going if i not in answers]
             if going:
-                with paddle.no_grad():
+                with self._computing():
                     step(self.model, [rows[i] for i in going])
         return [answers[i] for i in range(len(rows))]
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
+        paddle.set_device(self.placement.device)
+        with paddle.no_grad():
+            yield
 
     def _room(self, prompt: Prompt, sampling: Sampling) -> int:
         return min(sampling.max_new_tokens, self.max_context - len(prompt))
@@ -240,7 +255,7 @@ class Engine:
     def _prefill(self, prompt: Prompt, sampling: Sampling) -> Row:
         eos = self.generation.eos_token_ids
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
-        with paddle.no_grad():
+        with self._computing():
             return prefill(self.model, prompt, sampler, len(prompt) + self._room(prompt, sampling))
 
     def _writer(self, prompt: Prompt, sampling: Sampling) -> AnswerWriter:

@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from qvl import environment
 
 environment.prepare()
 
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
 from qvl.errors import CheckpointError, QvlError, UsageError  # noqa: E402
-from qvl.hub.locate import locate  # noqa: E402
-from qvl.model.config import ModelConfig  # noqa: E402
-from qvl.model.device import Placement, place  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import fill_model, load_model  # noqa: E402
-from qvl.processing.processor import Processor  # noqa: E402
-from qvl.profile import Profile  # noqa: E402
-from qvl.profile_training import TrainingOptions  # noqa: E402
-from qvl.reading import load_processor  # noqa: E402
 from qvl.training.checkpoints import check_writable, last_checkpoint  # noqa: E402
-from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
-from qvl.training.estimate import Estimate, estimate  # noqa: E402
-from qvl.training.examples import ExampleOptions, ExampleSource, Prepared, prepare  # noqa: E402
+from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
-from qvl.training.model import TrainingModel, choose_trained, part_of  # noqa: E402
-from qvl.training.plan import Plan  # noqa: E402
+from qvl.training.model import TrainingModel, choose_trained  # noqa: E402
 from qvl.training.record import EvaluationFile, MetricsFile, StepRecord  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run is asked for beside its profile. check_data: decode every sample before training starts."""
-
-    data: Path
-    output: Path
-    resume: bool = False
-    check_data: bool = False
+from qvl.training.run import (  # noqa: E402
+    DESCRIPTION,
+    Observer,
+    Run,
+    description,
+    estimate_run,
+    write_description,
+)
 
 
 class StoppedError(QvlError):
@@ -59,110 +43,6 @@ class StoppedError(QvlError):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; --resume goes on from here")
         self.exit_code = 128 + number
-
-
-class Observer(Protocol):
-    """Who watches a run."""
-
-    def prepared(self, prepared: Prepared) -> None: ...
-
-    def estimated(self, need: Estimate, learning: int, total: int) -> None: ...
-
-    def started(self, steps: int, start: int) -> None: ...
-
-    def step(self, record: StepRecord) -> None: ...
-
-    def evaluated(self, step: int, loss: float, best: bool) -> None: ...
-
-
-@dataclass
-class Run:
-    """A run that is laid out: everything is known but nothing large is loaded."""
-
-    profile: Profile
-    request: Request
-    folder: Path
-    config: ModelConfig
-    processor: Processor
-    placement: Placement
-    dataset: DataSet
-    prepared: Prepared
-    held_out: npt.NDArray[np.int64]
-    trained: npt.NDArray[np.int64]
-    plan: Plan
-    steps: int
-
-    @property
-    def options(self) -> TrainingOptions:
-        return self.profile.training
-
-
-def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
-    """Read the data and the small files of the model, and plan every update.
-
-    Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
-    """
-    options = profile.training
-    placement = place(profile.device, profile.dtype)
-    folder = locate(profile.model)
-    config = ModelConfig.from_folder(folder)
-    processor = load_processor(folder, config, profile)
-    check_writable(request.output, 0)
-    dataset = load_dataset(request.data, seed=options.seed)
-    limits = ExampleOptions(
-        max_length=min(options.max_length, config.max_position_embeddings),
-        on_long=options.on_long,
-        on_bad_sample=options.on_bad_sample,
-        check="full" if request.check_data else "headers",
-    )
-    prepared = prepare(dataset, processor, limits, max(1, options.workers))
-    observer.prepared(prepared)
-    order = np.random.Generator(np.random.PCG64([options.seed, _HOLD_OUT])).permutation(len(prepared.indices))
-    held_out, trained = np.split(np.asarray(order, np.int64), [round(options.eval_split * len(order))])
-    trained.sort()
-    plan = Plan(
-        prepared.tokens[trained],
-        prepared.supervised_tokens[trained],
-        batch_size=options.batch_size,
-        micro_batch_size=options.micro_batch_size,
-        ranks=paddle.distributed.get_world_size(),
-        seed=options.seed,
-        balance=options.balance_lengths,
-    )
-    steps = options.max_steps or plan.steps(options.epochs)
-    return Run(
-        profile, request, folder, config, processor, placement, dataset, prepared, held_out, trained, plan, steps
-    )
-
-
-def estimate_run(run: Run) -> tuple[Estimate, int, int]:
-    """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
-    from qvl.model.weights import empty_model
-
-    model = empty_model(run.config, run.placement.dtype)
-    sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
-    total = sum(sizes.values())
-    options = run.options
-    if options.method == "full":
-        learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
-    else:
-        from qvl.training.adapters import lora_modules
-
-        lora = options.lora
-        shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
-        learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
-    tokens = max(run.prepared.tokens) * options.micro_batch_size
-    merged = run.config.vision_config.spatial_merge_size**2
-    need = estimate(
-        run.config,
-        options,
-        total=total,
-        learning=learning,
-        tokens=tokens,
-        patches=tokens * merged,
-        dtype=run.placement.dtype,
-    )
-    return need, learning, total
 
 
 def train(run: Run, observer: Observer) -> Path:
@@ -193,7 +73,7 @@ def train(run: Run, observer: Observer) -> Path:
         steps=run.steps,
         workers=options.workers,
     )
-    _write_description(run)
+    write_description(run)
     with _signals() as asked:
         trainer = _trainer(run, model, loader, weights, Subset(source, run.held_out), observer, asked)
         start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -301,41 +181,15 @@ def _resume_from(run: Run) -> Path | None:
         if checkpoint is not None:
             raise CheckpointError(f"{output}: holds a run already ({checkpoint.name}); add --resume or choose another")
         return None
-    described = output / _DESCRIPTION
+    described = output / DESCRIPTION
     if checkpoint is None or not described.is_file():
         return None
     before = json.loads(described.read_text(encoding="utf-8"))
-    now = _description(run)
+    now = description(run)
     for key in ("data_fingerprint", "training", "steps", "devices"):
         if before.get(key) != now[key]:
             raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
     return checkpoint
-
-
-_DESCRIPTION = "run.json"
-_HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
-
-
-def _description(run: Run) -> dict[str, Any]:
-    training = asdict(run.options)
-    del training["workers"], training["save_steps"], training["save_total_limit"]  # may change between sittings
-    return {
-        "profile": asdict(run.profile),
-        "data": str(run.request.data),
-        "data_fingerprint": run.dataset.fingerprint(),
-        "data_report": run.prepared.report.to_json(),
-        "training": json.loads(json.dumps(training)),
-        "steps": run.steps,
-        "devices": run.plan.ranks,
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
-        | {"paddle": paddle.__version__},
-    }
-
-
-def _write_description(run: Run) -> None:
-    if paddle.distributed.get_rank() == 0:
-        path = run.request.output / _DESCRIPTION
-        path.write_text(json.dumps(_description(run), indent=2) + "\n", encoding="utf-8")
 
 
 def _checkpoint_bytes(run: Run, learning: int, total: int) -> int:

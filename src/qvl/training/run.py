@@ -1,0 +1,173 @@
+"""A run laid out: the data read and planned, the model looked at, nothing large loaded."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from qvl import environment
+
+environment.prepare()
+
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
+import paddle  # noqa: E402
+
+from qvl.hub.locate import locate  # noqa: E402
+from qvl.model.config import ModelConfig  # noqa: E402
+from qvl.model.device import Placement, place  # noqa: E402
+from qvl.processing.processor import Processor  # noqa: E402
+from qvl.profile import Profile  # noqa: E402
+from qvl.profile_training import TrainingOptions  # noqa: E402
+from qvl.reading import load_processor  # noqa: E402
+from qvl.training.checkpoints import check_writable  # noqa: E402
+from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
+from qvl.training.estimate import Estimate, estimate  # noqa: E402
+from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
+from qvl.training.model import part_of  # noqa: E402
+from qvl.training.plan import Plan  # noqa: E402
+from qvl.training.record import StepRecord  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for beside its profile. check_data: decode every sample before training starts."""
+
+    data: Path
+    output: Path
+    resume: bool = False
+    check_data: bool = False
+
+
+class Observer(Protocol):
+    """Who watches a run."""
+
+    def prepared(self, prepared: Prepared) -> None: ...
+
+    def estimated(self, need: Estimate, learning: int, total: int) -> None: ...
+
+    def started(self, steps: int, start: int) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None: ...
+
+
+@dataclass
+class Run:
+    """A run that is laid out: everything is known but nothing large is loaded."""
+
+    profile: Profile
+    request: Request
+    folder: Path
+    config: ModelConfig
+    processor: Processor
+    placement: Placement
+    dataset: DataSet
+    prepared: Prepared
+    held_out: npt.NDArray[np.int64]
+    trained: npt.NDArray[np.int64]
+    plan: Plan
+    steps: int
+
+    @property
+    def options(self) -> TrainingOptions:
+        return self.profile.training
+
+
+def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
+    """Read the data and the small files of the model, and plan every update.
+
+    Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
+    """
+    options = profile.training
+    placement = place(profile.device, profile.dtype)
+    folder = locate(profile.model)
+    config = ModelConfig.from_folder(folder)
+    processor = load_processor(folder, config, profile)
+    check_writable(request.output, 0)
+    dataset = load_dataset(request.data, seed=options.seed)
+    limits = ExampleOptions(
+        max_length=min(options.max_length, config.max_position_embeddings),
+        on_long=options.on_long,
+        on_bad_sample=options.on_bad_sample,
+        check="full" if request.check_data else "headers",
+    )
+    prepared = prepare(dataset, processor, limits, max(1, options.workers))
+    observer.prepared(prepared)
+    order = np.random.Generator(np.random.PCG64([options.seed, _HOLD_OUT])).permutation(len(prepared.indices))
+    held_out, trained = np.split(np.asarray(order, np.int64), [round(options.eval_split * len(order))])
+    trained.sort()
+    plan = Plan(
+        prepared.tokens[trained],
+        prepared.supervised_tokens[trained],
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size,
+        ranks=paddle.distributed.get_world_size(),
+        seed=options.seed,
+        balance=options.balance_lengths,
+    )
+    steps = options.max_steps or plan.steps(options.epochs)
+    return Run(
+        profile, request, folder, config, processor, placement, dataset, prepared, held_out, trained, plan, steps
+    )
+
+
+def estimate_run(run: Run) -> tuple[Estimate, int, int]:
+    """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
+    from qvl.model.weights import empty_model
+
+    model = empty_model(run.config, run.placement.dtype)
+    sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+    options = run.options
+    if options.method == "full":
+        learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
+    else:
+        from qvl.training.adapters import lora_modules
+
+        lora = options.lora
+        shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
+        learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
+    tokens = max(run.prepared.tokens) * options.micro_batch_size
+    merged = run.config.vision_config.spatial_merge_size**2
+    need = estimate(
+        run.config,
+        options,
+        total=total,
+        learning=learning,
+        tokens=tokens,
+        patches=tokens * merged,
+        dtype=run.placement.dtype,
+    )
+    return need, learning, total
+
+
+DESCRIPTION = "run.json"
+_HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
+
+
+def description(run: Run) -> dict[str, Any]:
+    training = asdict(run.options)
+    del training["workers"], training["save_steps"], training["save_total_limit"]  # may change between sittings
+    return {
+        "profile": asdict(run.profile),
+        "data": str(run.request.data),
+        "data_fingerprint": run.dataset.fingerprint(),
+        "data_report": run.prepared.report.to_json(),
+        "training": json.loads(json.dumps(training)),
+        "steps": run.steps,
+        "devices": run.plan.ranks,
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
+        | {"paddle": paddle.__version__},
+    }
+
+
+def write_description(run: Run) -> None:
+    if paddle.distributed.get_rank() == 0:
+        path = run.request.output / DESCRIPTION
+        path.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
