@@ -1,4 +1,4 @@
-"""Makes the pictures, the clip and the conversation in this folder: `python examples/make_examples.py [FOLDER]`.
+"""Makes the pictures, the clip and the conversations in this folder: `python examples/make_examples.py [FOLDER]`.
 
 Needs Pillow, NumPy and PyAV. Everything is drawn here, so nothing has a licence but the project's own.
 """
@@ -137,13 +137,63 @@ def conversation() -> list[dict[str, object]]:
     ]
 
 
+def finetune() -> list[dict[str, object]]:
+    """Conversations to learn from: the pictures, and what user and assistant say in turn."""
+    samples = [
+        (["shapes.png"], ["<image>How many shapes are there?", "There are six shapes."]),
+        (["shapes.png"], ["<image>What colour is the star?", "The star is yellow."]),
+        (
+            ["shapes.png"],
+            [
+                "<image>Which shape is to the right of the red circle?",
+                "A blue square.",
+                "And below that square?",
+                "A purple ellipse.",
+            ],
+        ),
+        (
+            ["shapes.png"],
+            [
+                "<image>Name the shapes of the bottom row from left to right.",
+                "A yellow star, a purple ellipse and an orange diamond.",
+            ],
+        ),
+        (["scene.jpg"], ["<image>What stands to the right of the house?", "A tree."]),
+        (["scene.jpg"], ["<image>What colour is the roof of the house?", "The roof is red."]),
+        (
+            ["scene.jpg"],
+            [
+                "<image>How many clouds are in the sky?",
+                "Two clouds.",
+                "Is the sun shining?",
+                "Yes, the sun is at the top right.",
+            ],
+        ),
+        (
+            ["shapes.png", "scene.jpg"],
+            ["The first picture: <image>The second: <image>In which of them is a house?", "In the second one."],
+        ),
+    ]
+    return [
+        {
+            "messages": [
+                {"role": "assistant" if index % 2 else "user", "content": content}
+                for index, content in enumerate(turns)
+            ],
+            "images": pictures,
+        }
+        for pictures, turns in samples
+    ]
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shapes().save(folder / "shapes.png", optimize=True)
     scene().save(folder / "scene.jpg", quality=88)
     moving(folder / "moving.mp4")
-    text = json.dumps(conversation(), indent=2, ensure_ascii=False)
-    (folder / "conversation.json").write_text(text + "\n", encoding="utf-8")
+    for name, content in (("conversation", conversation()), ("finetune", finetune())):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def _by_name(name: str, files: Iterator[ProfileFile], where: str) -> ProfileFile
     file = next(files, None)
     if file is None:
         known = [known.stem for known in known_files()]
-        near = suggest(name, known) or f"; there are {', '.join(known)}"
+        other_case = [stem for stem in known if stem.lower() == name.lower()]
+        near = suggest(other_case[0] if other_case else name, known) or f"; there are {', '.join(known)}"
         raise UsageError(f"{where}no profile '{name}'{near}")
     return file
 

@@ -22,14 +22,18 @@ R = TypeVar("R", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, written beside its type: `Annotated[int, Range(1)]`. `above` is exclusive."""
+    """Bounds of a number, written beside its type: `Annotated[int, Range(1)]`.
+
+    above: exclusive. or_zero: 0 is allowed beside what the bounds allow.
+    """
 
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
+    or_zero: bool = False
 
     def holds(self, value: float) -> bool:
-        return (
+        return (self.or_zero and value == 0) or (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
@@ -37,7 +41,8 @@ class Range:
 
     def expected(self, base: str) -> str:
         bounds = (("of at least", self.at_least), ("above", self.above), ("at most", self.at_most))
-        return f"{base} " + " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        words = f"{base} " + " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"{words}, or 0" if self.or_zero else words
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,12 @@ def build(cls: type[T], data: Any, where: str) -> T:
     return cls(**_values(cls, data, where, None, ""))
 
 
-def revise(record: R, data: Any, where: str) -> R:
-    """A copy of `record` with the values in `data`; sections keep what `data` does not name. Raises like `build`."""
-    return dataclasses.replace(record, **_values(type(record), data, where, record, ""))
+def revise(record: R, data: Any, where: str, typed: Mapping[str, str] | None = None) -> R:
+    """A copy of `record` with the values in `data`; sections keep what `data` does not name. Raises like `build`.
+
+    typed: what the user wrote for a dotted key, for messages to show in place of what YAML made of it.
+    """
+    return dataclasses.replace(record, **_values(type(record), data, where, record, "", typed or {}))
 
 
 def section_of(cls: type, key: str) -> type | None:
@@ -93,11 +101,15 @@ def _fields(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
-def _values(cls: type, data: Any, where: str, record: Any, path: str) -> dict[str, Any]:
+def _values(
+    cls: type, data: Any, where: str, record: Any, path: str, typed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The checked values of one section. `record` is what sections are revised from, or None to build them anew."""
+    typed = typed or {}
     if not isinstance(data, Mapping):
         inside = f"{path.rstrip('.')}: " if path else ""
-        raise UsageError(f"{where}: {inside}keys with values were expected, not {_shown(data)}")
+        shown = _shown(typed.get(path.rstrip("."), data))
+        raise UsageError(f"{where}: {inside}keys with values were expected, not {shown}")
     hints = _fields(cls)
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -106,13 +118,14 @@ def _values(cls: type, data: Any, where: str, record: Any, path: str) -> dict[st
         section = section_of(cls, key)
         if section is not None:
             inner = None if record is None else getattr(record, key)
-            found = _values(section, value, where, inner, f"{path}{key}.")
+            found = _values(section, value, where, inner, f"{path}{key}.", typed)
             values[key] = section(**found) if inner is None else dataclasses.replace(inner, **found)
             continue
         try:
             values[key] = _coerce(hints[key], value)
         except _MismatchError as mismatch:
-            raise UsageError(f"{where}: {path}{key} is {_shown(value)}; expected {mismatch}") from None
+            shown = _shown(typed.get(f"{path}{key}", value))
+            raise UsageError(f"{where}: {path}{key} is {shown}; expected {mismatch}") from None
     return values
 
 
@@ -200,10 +213,12 @@ def _str(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """As YAML would write it, where that differs from Python."""
+    text = _YAML[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_YAML = {None: "null", True: "true", False: "false"}
 _NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",

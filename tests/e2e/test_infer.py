@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,42 @@ def test_ctrl_c_ends_the_answer_with_130(tiny_checkpoint: Path) -> None:
     assert err == b"" and (begun + rest).endswith(b"\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0])
+def test_ctrl_c_at_any_moment_says_nothing(tiny_checkpoint: Path, delay: float) -> None:
+    command = [sys.executable, "-m", "qvl.cli", "infer", PICTURE, "-p", "Hi", "--model", str(tiny_checkpoint)]
+    command += ["--max-new-tokens", "30000", "--ignore-eos", "--quiet"]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    ours = "typer" in err or "qvl: " in err  # by then Ctrl-C is in our hands; Python itself may end with 1
+    if delay < 0.3 and program.returncode in (1, -signal.SIGINT) and not ours:
+        pytest.skip("Python itself was still starting")
+    assert (program.returncode, err.strip()) == (130, "")
+    assert out == "" or out.endswith("\n")
+
+
+def test_an_answer_survives_a_terminal_of_ascii(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "qvl.cli", "infer", PICTURE, "-p", "Hi", "--model", str(tiny_checkpoint)]
+    command += ["--max-new-tokens", "200", "--ignore-eos", "--quiet"]
+    texts = {}
+    for encoding in ("utf-8", "ascii"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        run = subprocess.run(command, capture_output=True, env=environment, timeout=120, stdin=subprocess.DEVNULL)
+        assert (run.returncode, run.stderr) == (0, b"")
+        texts[encoding] = run.stdout.decode(encoding)
+    assert not texts["utf-8"].isascii(), "the answer shows nothing: take another question"
+    assert texts["ascii"] == texts["utf-8"].encode("ascii", "replace").decode()
+
+
+def test_a_prompt_of_broken_bytes_is_a_wrong_request(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "qvl.cli", "infer", "-p", b"caf\xe9", "--model", str(tiny_checkpoint), "--quiet"]
+    run = subprocess.run(command, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert (run.returncode, run.stdout, run.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"lone surrogate" in run.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "qvl.cli", "infer", PICTURE, "-p", "Hi", "--model", str(tiny_checkpoint)]
     command += ["--max-new-tokens", "20000", "--ignore-eos", "--quiet"]
@@ -200,3 +237,32 @@ def test_the_demo_profile_needs_nothing_but_the_package(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=tmp_path)
     assert run.returncode == 0 and run.stdout.strip()
     assert run.stderr.count("\n") == 1 and "demo model" in run.stderr and "mean nothing" in run.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a shell and /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "code", "err"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "qvl: error: standard output: No space left on device\n"),
+        ("--stats 2>&-", 0, ""),
+        ("--stats 2>/dev/full", 0, ""),
+    ],
+)
+def test_an_answer_with_streams_closed_or_full(tiny_checkpoint: Path, redirection: str, code: int, err: str) -> None:
+    command = f'"{sys.executable}" -m qvl.cli infer -p Hi --model "{tiny_checkpoint}" --quiet --max-new-tokens 3'
+    usual = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (code, err)
+    assert run.stdout == (usual.stdout if "2>" in redirection else "")
+
+
+@pytest.mark.parametrize("name", ["an.gif", "an.webp", "an.png"])
+def test_an_animation_is_watched_as_a_clip(
+    qvl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    frames = [Image.effect_noise((56, 56), 90).convert("RGB") for _ in range(6)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=200)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    answer = as_json(qvl("--video", f"~/{name}", "-p", "What happens?", "--json"))
+    assert len(answer["video_grid_thw"]) == 1 and answer["image_grid_thw"] == []

@@ -13,9 +13,9 @@ import paddle
 import pytest
 
 from qvl.hub.random_checkpoint import TINY, write_checkpoint
+from qvl.model.device import Placement
 from qvl.profile import Profile
 from qvl.runtime.decode import encode_vision, prompt_inputs
-from qvl.model.device import Placement
 from qvl.runtime.engine import Engine
 from tests.golden import load_case
 from tests.golden.cases import CASES, Case

@@ -60,9 +60,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         assert q.ndim == 4 and q.shape[0] == 1
         return check(q, k, v, causal)
 
-    def many(
-        q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, *rest: object, scale: float, causal: bool
-    ) -> object:
+    def many(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, *rest: object, scale: float, causal: bool) -> object:
         cumulative_q, cumulative_k, longest_q, longest_k = rest
         assert cumulative_q.dtype == cumulative_k.dtype == paddle.int32  # type: ignore[attr-defined]
         assert isinstance(longest_q, int) and isinstance(longest_k, int) and scale > 0

@@ -25,8 +25,8 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"training", "runtime", "bench", "hub", "processing", "reading", "model.config"},
 }
 # Never, not even inside a function.
-WITHOUT_PADDLE = ("processing", "profile", "profile_files", "profile_training", "schema", "messages", "messages_json", "errors", "hub")
-WITHOUT_PADDLE_EITHER = ("model.config", "grounding", "reading", "cli", "runtime.records")
+WITHOUT_PADDLE = ("processing", "profile", "profile_files", "schema", "messages", "messages_json", "errors", "hub")
+WITHOUT_PADDLE_EITHER = ("model.config", "grounding", "profile_training", "reading", "cli", "runtime.records")
 
 
 def modules() -> dict[str, Path]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import typer
+from qvl.cli import render, streams
 
-from qvl import __version__
-from qvl.cli import infer, profiles, render
-from qvl.cli.options import GroupedCommand
-from qvl.errors import QvlError
+render.end_imports_at_once()  # before the imports that take a while
+
+import typer  # noqa: E402
+
+from qvl import __version__  # noqa: E402
+from qvl.cli import finetune, infer, merge_lora, profiles  # noqa: E402
+from qvl.cli.options import GroupedCommand  # noqa: E402
+from qvl.errors import QvlError  # noqa: E402
 
 app = typer.Typer(
     name="qvl",
@@ -23,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("infer", cls=GroupedCommand)(infer.infer)
+app.command("finetune", cls=GroupedCommand)(finetune.finetune)
+app.command("merge-lora", cls=GroupedCommand)(merge_lora.merge_lora)
 app.command("profiles", cls=GroupedCommand)(profiles.profiles)
 
 
@@ -31,7 +38,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     # Looked for by hand, since the errors of reading the command line are to be shown in full as well.
     debug = "--debug" in argv or os.environ.get("QVL_DEBUG", "0") not in ("", "0")
-    with warnings.catch_warnings():
+    streams.open_streams()
+    streams.forgiving_stdout()
+    with warnings.catch_warnings(), streams.guarded_streams():
         warnings.showwarning = render.show_warning
         try:
             code = typer.main.get_command(app).main(args=argv, prog_name="qvl", standalone_mode=False)
@@ -39,15 +48,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else 1
         except BrokenPipeError:
-            render.silence_stdout()
+            streams.silence(sys.stdout)
             return render.BROKEN_PIPE
         except (KeyboardInterrupt, typer.Abort):
             return render.INTERRUPTED
         except Exception as error:
             if debug:
+                import contextlib
                 import traceback
 
-                traceback.print_exc()
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
             return _report(error, debug)
     return code if isinstance(code, int) else 0
 
@@ -66,8 +77,13 @@ def _report(error: Exception, debug: bool) -> int:
     return 1
 
 
+# Some versions of Typer have pydantic convert values, and show its words.
+_KINDS = {"integer": "a whole number", "number": "a number"}
+_PYDANTIC = re.compile(r"Input should be a valid (integer|number)\b.*")
+
+
 def _usage(error: Any) -> str:
-    message = str(error.format_message())
+    message = _PYDANTIC.sub(lambda found: f"expected {_KINDS[found[1]]}", str(error.format_message()))
     context = getattr(error, "ctx", None)
     return f"{message.rstrip('.')} (see '{context.command_path} --help')" if context else message
 

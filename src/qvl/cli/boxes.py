@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from qvl.processing.prompt import Prompt
 
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -39,8 +41,9 @@ class Target:
         """Draw boxes that are in the picture's pixels and write the file, also when there are none."""
         try:
             draw_boxes(self.picture, boxes).save(self.path)
-        except OSError as error:
-            raise QvlError(f"--boxes {self.path}: cannot be written ({error.strerror or error})") from None
+        except (OSError, ValueError) as error:  # the latter for a picture too large for its format
+            reason = getattr(error, "strerror", None) or error
+            raise QvlError(f"--boxes {self.path}: cannot be written ({reason})") from None
 
 
 def prepare(out: str, messages: tuple[Message, ...], raw_pixels: bool) -> tuple[tuple[Message, ...], Target]:
@@ -105,17 +108,30 @@ def _relevant(messages: Sequence[Message]) -> _Place | None:
 
 
 def _checked(out: str) -> Path:
-    """The path of a picture that can be written, as far as that can be known before."""
-    from PIL import Image as PILImage
-
-    path = Path(out)
-    format_name = PILImage.registered_extensions().get(path.suffix.lower())
-    if format_name not in PILImage.SAVE:
-        raise UsageError(f"--boxes {path}: a file such as boxes.png was expected, by its ending")
+    """The path of a picture that can be written: proved by making the file, which is then taken away again."""
+    path = Path(os.path.expanduser(out))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
     if path.is_dir():
         raise UsageError(f"--boxes {path}: is a folder")
+    if path.suffix.lower() not in _writable_endings():
+        raise UsageError(f"--boxes {path}: must end in one of {', '.join(_writable_endings())}")
     if not path.parent.is_dir():
         raise UsageError(f"--boxes {path}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--boxes {path}: cannot be written")
+    target = path.resolve()  # what a link points to
+    existed = target.exists()
+    if existed and not target.is_file():
+        raise UsageError(f"--boxes {path}: is not a file")
+    try:
+        target.open("ab").close()
+        if not existed:
+            target.unlink()
+    except OSError as error:
+        raise UsageError(f"--boxes {path}: cannot be written ({error.strerror or error})") from None
     return path
+
+
+def _writable_endings() -> tuple[str, ...]:
+    """Endings of the formats that hold one picture in RGB, less those that this Pillow was built without."""
+    from PIL import Image as PILImage
+
+    formats = PILImage.registered_extensions()
+    return tuple(ending for ending in _ENDINGS if formats.get(ending) in PILImage.SAVE)

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from qvl.cli.app import app
+from qvl.cli.options import argument_name
 
 _INTRODUCTION = """\
 # Command line
@@ -19,10 +20,32 @@ Made from the app by `python -m qvl.cli.document > docs/cli.md`; edit the help t
 
 The answer goes to standard output and nothing else does. Exit codes: 0 an answer was given; 1 something went wrong;
 2 the request was wrong; 130 ended by Ctrl-C; 141 the reader of a pipe went away.
-
-Environment: `QVL_THREADS` CPU threads; `QVL_CONFIG_HOME` the folder that holds `profiles/` with your own profiles;
-`QVL_DEBUG=1` tracebacks; `NO_COLOR` no colours.
 """
+
+ENVIRONMENT = {
+    "QVL_HOME": "The folder of qvl's own models, under `models/`; `qvl` in the platform's cache folder by default.",
+    "QVL_CONFIG_HOME": "The folder that holds `profiles/` with your own profiles.",
+    "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
+    "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",
+    "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
+    "NO_COLOR": "No colours.",
+    "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's tools keep what they downloaded; models are found there.",
+    "MODELSCOPE_CACHE": "The same for ModelScope's.",
+}
+
+JSON_KEYS = {
+    "text": "The answer, without special tokens and without the stop text.",
+    "token_ids": "Its tokens in order, special ones and the one that ended it included.",
+    "prompt_tokens": "Tokens of the prompt, pictures and clips included.",
+    "image_grid_thw": "For each picture: slices in time (1), rows and columns of 14x14 patches.",
+    "video_grid_thw": "For each clip: slices of two frames, rows and columns of patches.",
+    "finish_reason": "`stop`: the model or a stop text ended it; `length`: --max-new-tokens or the context did.",
+    "boxes": "Each with `label`, `box` [x1, y1, x2, y2] in pixels, for a quad its four points as `quad`, and "
+    "`picture`, counted from 0 (null: on a clip).",
+    "stats": "Tokens; seconds of loading, reading media, vision, prefill, first token and decoding; bytes at the peak.",
+    "model": "The name or folder of the checkpoint.",
+    "profile": "The name of the profile.",
+}
 
 
 def document() -> str:
@@ -34,7 +57,17 @@ def document() -> str:
         usage = " ".join(["qvl", name, "[OPTIONS]", *(_argument_name(argument) for argument in arguments)])
         lines += [f"## qvl {name}", "", _sentence(command.help), "", "```", usage, "```", ""]
         lines += _panels(command.params)
+        if name == "infer":
+            lines += ["### Keys of --json", "", *_table(JSON_KEYS)]
+    lines += ["## Environment", "", *_table(ENVIRONMENT)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: dict[str, str]) -> Iterator[str]:
+    yield from ("| | |", "|---|---|")
+    for names, words in rows.items():
+        yield f"| {', '.join(f'`{name}`' for name in names.split(', '))} | {_cell(words)} |"
+    yield ""
 
 
 def _panels(parameters: list[Any]) -> Iterator[str]:
@@ -60,8 +93,7 @@ def _names(parameter: Any) -> str:
 
 
 def _argument_name(parameter: Any) -> str:
-    name = parameter.metavar or parameter.name.upper()
-    return f"[{name}...]" if parameter.nargs == -1 else f"[{name}]"
+    return f"[{argument_name(parameter)}]"
 
 
 def _value_name(parameter: Any) -> str:

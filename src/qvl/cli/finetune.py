@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from qvl.cli import render
-from qvl.cli.options import _option, flattened
+from qvl.cli.options import flattened, option
 from qvl.errors import DeviceError, QvlError, UsageError
 from qvl.profile import Profile, load_profile
 
@@ -34,15 +34,15 @@ class DataOptions:
     panel: ClassVar[str] = "Data"
 
     data: Annotated[
-        str | None, _option("--data", metavar="FILE", help="Conversations: JSON, JSONL or a meta file of a mix.")
+        str | None, option("--data", metavar="FILE", help="Conversations: JSON, JSONL or a meta file of a mix.")
     ] = None
     output: Annotated[
-        str | None, _option("--output", "-o", metavar="DIR", help="Checkpoints, metrics.jsonl and the result.")
+        str | None, option("--output", "-o", metavar="DIR", help="Checkpoints, metrics.jsonl and the result.")
     ] = None
-    check_data: Annotated[bool, _option("--check-data", help="Read every picture and clip before the start.")] = False
+    check_data: Annotated[bool, option("--check-data", help="Read every picture and clip before the start.")] = False
     show_sample: Annotated[
         int | None,
-        _option("--show-sample", min=0, metavar="N", help="Print sample N as the model sees it, and stop."),
+        option("--show-sample", min=0, metavar="N", help="Print sample N as the model sees it, and stop."),
     ] = None
 
 
@@ -52,19 +52,19 @@ class RecipeOptions:
 
     panel: ClassVar[str] = "Recipe"
 
-    profile: Annotated[str, _option("--profile", metavar="NAME|FILE", help="A profile for finetune.")] = "2b-lora"
+    profile: Annotated[str, option("--profile", metavar="NAME|FILE", help="A profile for finetune.")] = "2b-lora"
     model: Annotated[
-        str | None, _option("--model", metavar="NAME|DIR", help="A checkpoint, in place of the profile's.")
+        str | None, option("--model", metavar="NAME|DIR", help="A checkpoint, in place of the profile's.")
     ] = None
     settings: Annotated[
         list[str],
-        _option("--set", metavar="KEY=VALUE", help="Any key of the profile, such as training.epochs=2. Repeatable."),
+        option("--set", metavar="KEY=VALUE", help="Any key of the profile, such as training.epochs=2. Repeatable."),
     ] = field(default_factory=list)
-    max_steps: Annotated[int | None, _option("--max-steps", min=1, help="Updates, in place of epochs.")] = None
-    seed: Annotated[int | None, _option("--seed", min=0, help="Of data order, initialisation and dropout.")] = None
-    device: Annotated[str | None, _option("--device", metavar="auto|cpu|gpu", help="Where to train.")] = None
-    nproc: Annotated[int, _option("--nproc", min=1, help="Processes on this machine, one for each GPU.")] = 1
-    threads: Annotated[int | None, _option("--threads", min=1, help="CPU threads of each process.")] = None
+    max_steps: Annotated[int | None, option("--max-steps", min=1, help="Updates, in place of epochs.")] = None
+    seed: Annotated[int | None, option("--seed", min=0, help="Of data order, initialisation and dropout.")] = None
+    device: Annotated[str | None, option("--device", metavar="auto|cpu|gpu", help="Where to train.")] = None
+    nproc: Annotated[int, option("--nproc", min=1, help="Processes on this machine, one for each GPU.")] = 1
+    threads: Annotated[int | None, option("--threads", min=1, help="CPU threads of each process.")] = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class RunOptions:
 
     panel: ClassVar[str] = "Run"
 
-    resume: Annotated[bool, _option("--resume", help="Go on from the last checkpoint in the output folder.")] = False
-    dry_run: Annotated[bool, _option("--dry-run", help="Check the data, estimate the memory, and stop.")] = False
-    plot: Annotated[str | None, _option("--plot", metavar="OUT.png", help="Draw the loss curve at the end.")] = None
-    quiet: Annotated[bool, _option("--quiet", "-q", help="No progress.")] = False
-    debug: Annotated[bool, _option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
+    resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in the output folder.")] = False
+    dry_run: Annotated[bool, option("--dry-run", help="Check the data, estimate the memory, and stop.")] = False
+    plot: Annotated[str | None, option("--plot", metavar="OUT.png", help="Draw the loss curve at the end.")] = None
+    quiet: Annotated[bool, option("--quiet", "-q", help="No progress.")] = False
+    debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
 
 
 @flattened
@@ -116,8 +116,8 @@ def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
 
         plot(request.output, Path(run.plot))
     print(result)
-    option = "--adapter" if result.name == "adapter" else "--model"
-    render.note(f"ask it: qvl infer {option} {result} PICTURE -p QUESTION", run.quiet)
+    flag = "--adapter" if result.name == "adapter" else "--model"
+    render.note(f"ask it: qvl infer {flag} {result} PICTURE -p QUESTION", run.quiet)
 
 
 class Watch:
@@ -149,7 +149,7 @@ class Watch:
         self._steps, self._start, self._began = steps, start, time.monotonic()
         if start:
             render.note(f"resuming after update {start} of {steps}", self._quiet)
-        if not self._quiet and sys.stderr.isatty():
+        if render.is_live(self._quiet):
             from rich.console import Console
             from rich.live import Live
 
@@ -182,9 +182,7 @@ def _clock(seconds: float) -> str:
 def _profile(recipe: RecipeOptions) -> Profile:
     profile = load_profile(recipe.profile, recipe.settings)
     if profile.command != "finetune":
-        raise UsageError(
-            f"profile {recipe.profile!r} is for qvl {profile.command}; take one such as {recipe.profile}-lora"
-        )
+        raise UsageError(f"profile {recipe.profile!r} is for qvl {profile.command}; take one such as 2b-lora")
     changes: dict[str, Any] = {
         key: value for key, value in (("model", recipe.model), ("device", recipe.device)) if value is not None
     }

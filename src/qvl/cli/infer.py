@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvl.cli import boxes, render
-from qvl.cli.media import conversation
+from qvl.cli.media import conversation, has_media
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions, flattened
-from qvl.errors import DeviceError
+from qvl.errors import DeviceError, UsageError
 from qvl.hub.locate import DEMO, find
 from qvl.profile import Profile, list_profiles, load_profile
 
@@ -47,19 +48,24 @@ def infer(
         warnings.simplefilter("ignore")
     writer = render.AnswerWriter(silent=output.as_json)
     with render.manners(writer):
-        profile = chosen_profile(model, media, output.quiet)
+        profile, remark = chosen_profile(model, media)
         messages = conversation(question, media)
         target = None
         if output.boxes is not None:
             messages, target = boxes.prepare(output.boxes, messages, profile.raw_pixels)
         engine = open_engine(profile, model)
         drawn = engine.sampling(**sampling.overrides())
-        prompt = engine.prompt(messages)
+        with render.status("reading pictures and clips", output.quiet or not has_media(messages)):
+            prompt = engine.prompt(messages)
         if not model.no_memory_check:
             engine.check_memory(prompt, drawn)
         # Last, so that a bad picture or too large a run is known before gigabytes are read.
         load_weights(engine, model, output.quiet)
-        outcome = _answer(engine, prompt, drawn, writer)
+        if remark is not None:
+            render.note(remark, output.quiet)
+        what = "pictures, clips and the prompt" if prompt.visions else "the prompt"
+        with render.status(f"encoding {what}, {len(prompt)} tokens", output.quiet) as done:
+            outcome = _answer(engine, prompt, drawn, writer, done)
         writer.end()
         _finish(engine, messages, prompt, outcome, output, target)
 
@@ -74,19 +80,27 @@ def default_profile() -> tuple[str, str | None]:
     )
 
 
-def chosen_profile(options: ModelOptions, media: MediaOptions, quiet: bool) -> Profile:
-    """The profile named, or the one that suits, with every flag that is about it laid over."""
-    name = options.profile
-    if name is None and options.model is not None:
-        name = _profile_of(options.model)
+def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile, str | None]:
+    """The profile named, or the one that suits, with every flag that is about it laid over; what to say of the choice.
+
+    Raises UsageError, also for a profile that is for another command.
+    """
+    name, model = options.profile, options.model
+    if model is None and options.adapter:  # what an adapter was trained on is not a matter of the profile
+        from qvl.hub.adapters import base_name
+
+        model = base_name(options.adapter[0])
+    if name is None and model is not None:
+        name = _profile_of(model)
     if name is None:
         name, note = default_profile()
     else:
-        note = f"the demo model answers: {_DEMO_WORDS}" if name == DEMO and not options.model else None
-    if note:
-        render.note(note, quiet)
+        note = f"the demo model answers: {_DEMO_WORDS}" if name == DEMO and not model else None
     profile = load_profile(name, options.settings)
-    for key, value in (("model", options.model), ("device", options.device), ("dtype", options.dtype)):
+    if profile.command != "infer":
+        other = _profile_of(profile.model)
+        raise UsageError(f"profile '{name}' is for qvl {profile.command}; take one such as {other}")
+    for key, value in (("model", model), ("device", options.device), ("dtype", options.dtype)):
         if value is not None:
             profile = profile.revised({key: value}, f"--{key}")
     switches = {
@@ -94,13 +108,13 @@ def chosen_profile(options: ModelOptions, media: MediaOptions, quiet: bool) -> P
         "add_vision_id": media.add_vision_id,
         "allow_pickle": options.allow_pickle,
     }
-    return profile.revised({key: True for key, on in switches.items() if on}, "flags")
+    return profile.revised({key: True for key, on in switches.items() if on}, "flags"), note
 
 
 def _profile_of(model: str) -> str:
     """A published model brings its own profile; any other checkpoint takes the limits of the 2B one."""
     for info in list_profiles():
-        if info.usable and load_profile(info.name).model == model:
+        if info.usable and info.command == "infer" and load_profile(info.name).model == model:
             return info.name
     return _FALLBACK
 
@@ -117,7 +131,7 @@ def open_engine(profile: Profile, options: ModelOptions) -> Engine:
         if error.name != "paddle":
             raise
         raise DeviceError("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU") from None
-    return Engine.open(profile)
+    return Engine.open(profile, adapters=options.adapter) if options.adapter else Engine.open(profile)
 
 
 def load_weights(engine: Engine, options: ModelOptions, quiet: bool) -> None:
@@ -126,10 +140,13 @@ def load_weights(engine: Engine, options: ModelOptions, quiet: bool) -> None:
         engine.load_weights(on_progress=on_progress, check_memory=not options.no_memory_check)
 
 
-def _answer(engine: Engine, prompt: Prompt, sampling: Sampling, writer: render.AnswerWriter) -> Outcome:
+def _answer(
+    engine: Engine, prompt: Prompt, sampling: Sampling, writer: render.AnswerWriter, begun: Callable[[], None]
+) -> Outcome:
     texts: list[str] = []
     token_ids: list[int] = []
     for chunk in engine.stream(prompt, sampling):
+        begun()
         texts.append(chunk.text)
         token_ids += chunk.token_ids
         writer.write(chunk.text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +19,10 @@ from qvl.messages import Image, Message, Part, Text, Video
 from qvl.messages_json import interleave, messages_from_text
 
 STDIN = "-"
+_TEXT_BYTES = 1 << 30  # a conversation may hold clips as data: URIs
 _CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 _PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 _VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
 
@@ -34,14 +38,23 @@ class StandardInput:
         """Whether something is piped in that nobody has read yet."""
         return self._taken_by is None and sys.stdin is not None and not sys.stdin.isatty()
 
-    def read(self, what: str) -> bytes:
-        """All of it, as `what`. Raises UsageError when it was read before, is a terminal or is empty."""
+    def read(self, what: str, limit: int = _TEXT_BYTES) -> bytes:
+        """All of it, as `what`.
+
+        Raises UsageError when it was read before or is a terminal, MediaError when it is over `limit` bytes.
+        """
+        if self._taken_by == what:
+            raise UsageError(f"standard input is {what} only once: '-' was given twice")
         if self._taken_by is not None:
             raise UsageError(f"standard input cannot be both {self._taken_by} and {what}")
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError(f"{what} was to come from standard input, but nothing is piped in")
         self._taken_by = what
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(limit + 1)
+        if len(data) > limit:
+            size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
+            raise MediaError(f"{what} from standard input is larger than the limit of {size}")
+        return data
 
     def read_text(self, what: str) -> str:
         try:
@@ -65,6 +78,11 @@ def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Messag
     return messages
 
 
+def has_media(messages: Sequence[Message]) -> bool:
+    """Whether there is anything to read and encode beside the text."""
+    return any(not isinstance(part, Text) for part in parts(messages))
+
+
 def parts(messages: Sequence[Message]) -> Iterator[Part]:
     """Every part of a conversation in order."""
     return (part for message in messages for part in message.parts)
@@ -81,15 +99,23 @@ def _messages_file(question: QuestionOptions, media: MediaOptions, stdin: Standa
     if given:
         raise UsageError(f"--messages holds the whole conversation: leave out {', '.join(given)}")
     if question.messages == STDIN:
-        return messages_from_text(stdin.read_text("the conversation"), "--messages -")
-    path = Path(question.messages or "")
+        return _with_content(messages_from_text(stdin.read_text("the conversation"), "--messages -"), "--messages -")
+    path = _local(question.messages or "")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"--messages {path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise UsageError(f"--messages {path}: not UTF-8 text") from None
-    return messages_from_text(text, str(path))
+    return _with_content(messages_from_text(text, str(path)), str(path))
+
+
+def _with_content(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """The messages themselves. Raises UsageError for a user's turn that says nothing."""
+    for index, message in enumerate(messages):
+        if message.role == "user" and all(isinstance(part, Text) and not part.text for part in message.parts):
+            raise UsageError(f"{where}: message {index}: the content is empty")
+    return messages
 
 
 def _single_turn(question: QuestionOptions, media: MediaOptions, stdin: StandardInput) -> tuple[Message, ...]:
@@ -115,7 +141,7 @@ def _prompt(question: QuestionOptions, stdin: StandardInput) -> str:
 def _medium(source: str, stdin: StandardInput) -> Image | Video:
     """A positional MEDIA, a picture unless its name or type says that it is a clip."""
     if source == STDIN:
-        return Image(_some(stdin.read("a picture"), "picture"))
+        return Image(_some(stdin.read("a picture", _media().PICTURE_BYTES), "picture"))
     if _is_clip(source):
         return Video(source)
     if "://" not in source and _is_folder(source):
@@ -125,19 +151,37 @@ def _medium(source: str, stdin: StandardInput) -> Image | Video:
 
 def _clip(source: str, stdin: StandardInput) -> Video:
     if source == STDIN:
-        return Video(_some(stdin.read("a clip"), "clip"))
+        return Video(_some(stdin.read("a clip", _media().CLIP_BYTES), "clip"))
     if _is_remote(source) or _exists(source):
-        if _ending(source) in _PICTURE_ENDINGS and (_is_remote(source) or not _is_folder(source)):
+        if _ending(source) in _PICTURE_ENDINGS and not _may_move(source):
             # What a shell makes of an unquoted --video frames/*.png: the rest would pass for pictures.
             raise UsageError(f"--video {source} is a picture; give the frames as a folder or as a glob in quotes")
         return Video(source)
     if not glob.has_magic(source):
         raise MediaError(f"{source}: no such file or folder")
     # Not Path.glob, which takes no absolute patterns.
-    frames = sorted(glob.glob(source, recursive=True), key=_natural)  # noqa: PTH207
+    frames = sorted(glob.glob(str(_local(source)), recursive=True), key=_natural)  # noqa: PTH207
     if not frames:
         raise MediaError(f"--video {source}: no file matches")
     return Video(tuple(frames))
+
+
+def _may_move(source: str) -> bool:
+    """Whether a source with the name of a picture can be a clip: a folder, or an animation."""
+    ending = _ending(source)
+    if _is_remote(source):
+        return ending in (".gif", ".webp")  # known when it is read; of other pictures few move
+    if _is_folder(source):
+        return True
+    if ending not in _ANIMATION_ENDINGS:
+        return False
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(_local(source)) as picture:
+            return bool(getattr(picture, "is_animated", False))
+    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
+        return True  # damaged: whoever reads it says how
 
 
 def _some(data: bytes, what: str) -> bytes:
@@ -146,32 +190,48 @@ def _some(data: bytes, what: str) -> bytes:
     return data
 
 
+def _media() -> ModuleType:
+    """What reads the sources later, and therefore knows them; not needed for `--help`."""
+    from qvl.processing import media
+
+    return media
+
+
+def _is_data(source: str) -> bool:
+    return source[:5].lower() == "data:"
+
+
 def _is_remote(source: str) -> bool:
-    return source.startswith(("http://", "https://", "data:"))
+    return _is_data(source) or bool(_media().is_url(source))
 
 
 def _is_clip(source: str) -> bool:
-    if source.startswith("data:"):
-        return source.startswith("data:video/")
+    if _is_data(source):
+        return source[:11].lower() == "data:video/"
     return _ending(source) in _CLIP_ENDINGS
 
 
 def _ending(source: str) -> str:
-    if source.startswith("data:"):
+    if _is_data(source):
         return ""
     return Path(urlsplit(source).path if _is_remote(source) else source).suffix.lower()
 
 
+def _local(source: str | Path) -> Path:
+    """The path, with `~` for the home folder, as what reads the source understands it."""
+    return Path(os.path.expanduser(source))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+
+
 def _exists(source: str | Path) -> bool:
     try:
-        return Path(source).exists()
+        return _local(source).exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{str(source)[:80]}: not a file name ({reason})") from None
 
 
 def _is_folder(source: str | Path) -> bool:
-    return _exists(source) and Path(source).is_dir()
+    return _exists(source) and _local(source).is_dir()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -180,8 +240,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _check_limits(media: MediaOptions) -> None:
-    if media.fps is not None and media.fps <= 0:
-        raise UsageError(f"--fps is {media.fps:g}; expected a number above 0")
     if media.fps is not None and media.nframes is not None:
         raise UsageError("--fps and --nframes exclude each other")
     if (media.resized_height is None) != (media.resized_width is None):
@@ -192,9 +250,8 @@ def _with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Me
     """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
     given: dict[str, Any] = {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
     has_clip = any(isinstance(part, Video) for part in parts(messages))
-    has_media = any(not isinstance(part, Text) for part in parts(messages))
     for name in given:
-        if not (has_media if name in _IMAGE_LIMITS else has_clip):
+        if not (has_media(messages) if name in _IMAGE_LIMITS else has_clip):
             lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
             raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
 
@@ -216,6 +273,8 @@ def _check_source(part: Image | Video) -> None:
     for source in frames:
         if not isinstance(source, (str, Path)) or (isinstance(source, str) and (_is_remote(source) or "://" in source)):
             continue
+        if isinstance(part, Video) and len(frames) == 1 and not _exists(source) and glob.has_magic(str(source)):
+            continue  # a pattern of frames
         if not _exists(source):
             raise MediaError(f"{source}: no such file")
         if _is_folder(source) and (isinstance(part, Image) or len(frames) > 1):

@@ -1,19 +1,22 @@
-"""What goes where: the answer and nothing else to stdout, everything else to stderr."""
+"""What goes where: the answer and nothing else to stdout, everything else to stderr.
+
+The first of our modules to be imported, since it sees to Ctrl-C during imports: what takes a while is imported late.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
+from qvl.cli.streams import OutputError, silence, takes_unicode, to_stderr
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from qvl.runtime.records import FinishReason, Stats
 
 INTERRUPTED = 130
@@ -21,6 +24,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 GIB = 1024**3
+
+_ERASE = "\r\x1b[K"
+_status = ""  # the line that `status` shows at the moment
 
 
 class AnswerWriter:
@@ -50,41 +56,43 @@ class AnswerWriter:
 @contextlib.contextmanager
 def manners(writer: AnswerWriter) -> Iterator[None]:
     """End quietly on Ctrl-C and on a closed pipe, and never leave half a line on stdout."""
+    import typer
+
     try:
         yield
     except BrokenPipeError:
-        silence_stdout()
+        silence(sys.stdout)
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError, OutputError):
             writer.break_off()
         raise typer.Exit(INTERRUPTED) from None
     except Exception:
-        writer.break_off()
+        with contextlib.suppress(OSError, OutputError):
+            writer.break_off()
         raise
 
 
-@contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process on the spot, for the import of a native library that would make it an ImportError."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
-        yield
-        return
-    try:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    except ValueError:  # not in the main thread, where no Ctrl-C arrives either
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def end_imports_at_once() -> None:
+    """Let Ctrl-C end the process on the spot while something is being imported, and be what it was at any other time.
+
+    Raised inside the import of a native library, KeyboardInterrupt comes out as an ImportError, or not at all. Does
+    nothing when Ctrl-C is ignored, or is somebody else's.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives either
+            signal.signal(signal.SIGINT, _interrupted)
 
 
-def silence_stdout() -> None:
-    """Send the rest of stdout nowhere: Python would complain about a closed pipe when it flushes at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    inner = frame
+    while inner is not None:
+        if inner.f_code.co_filename.startswith("<frozen importlib"):
+            if _status:
+                to_stderr(_ERASE)
+            os._exit(INTERRUPTED)
+        inner = inner.f_back
+    signal.default_int_handler(number, frame)
 
 
 def error(message: str) -> None:
@@ -109,14 +117,42 @@ def show_warning(
 
 
 def _line(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(" ".join(text.split()), file=sys.stderr, flush=True)
+    line = " ".join(text.split()) + "\n"
+    to_stderr(f"{_ERASE}{line}{_status}" if _status else line)
+
+
+def is_live(quiet: bool) -> bool:
+    """Whether stderr is a terminal where a line can be written over."""
+    return not quiet and sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def status(text: str, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Show what is being done on one line of stderr, until the end or until the function given is called."""
+    global _status
+    live = is_live(quiet)
+
+    def end() -> None:
+        global _status
+        if _status:
+            _status = ""
+            to_stderr(_ERASE)
+
+    if live:
+        import shutil
+
+        _status = f"qvl: {text} ..."[: shutil.get_terminal_size().columns - 1]
+        to_stderr(_status)
+    try:
+        yield end
+    finally:
+        end()
 
 
 @contextlib.contextmanager
 def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr for (bytes done, bytes in all); None when nobody would see it."""
-    if quiet or not sys.stderr.isatty():
+    if not is_live(quiet):
         yield None
         return
     from rich.console import Console
@@ -145,8 +181,7 @@ def stats(figures: Stats, finish_reason: FinishReason) -> None:
         ("decode", f"{_seconds(figures.decode_seconds)}, {figures.tokens_per_second:.1f} tokens/s"),
         ("peak memory", f"{figures.peak_memory_bytes / GIB:.2f} GiB"),
     ]
-    for name, value in rows:
-        print(f"{name:<12} {value}", file=sys.stderr)
+    to_stderr("".join(f"{name:<12} {value}\n" for name, value in rows))
 
 
 def _seconds(value: float) -> str:
@@ -154,9 +189,12 @@ def _seconds(value: float) -> str:
 
 
 def json_object(fields: dict[str, Any]) -> None:
-    """One object, on one line; records become objects."""
+    """One object, on one line; records become objects. ASCII where stdout is not Unicode."""
+    import dataclasses
+    import json
+
     plain = {
         key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
         for key, value in fields.items()
     }
-    print(json.dumps(plain, ensure_ascii=False), flush=True)
+    print(json.dumps(plain, ensure_ascii=not takes_unicode(sys.stdout)), flush=True)

@@ -164,7 +164,7 @@ class Engine:
             vision = sum(v.tokens(self.config.vision_config) for v in prompt.visions)
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens ({vision} of them vision), the context holds {self.max_context}; "
-                "lower --max-pixels or --max-frames, or send less"
+                + ("lower --max-pixels or --max-frames, or send less" if vision else "send less")
             )
         return replace(prompt, seconds=time.perf_counter() - start)
 

@@ -133,8 +133,9 @@ def check(need: Need, available: int) -> None:
     raise MemoryLimitError(
         f"this takes about {need.total / GIB:.2f} GiB, {available / GIB:.2f} GiB are free: {need.tokens} tokens "
         f"({need.vision_tokens} of them vision) and {need.new_tokens} new ones ({weights}cache {need.cache / GIB:.2f}, "
-        f"vision {need.vision / GIB:.2f}, prefill {need.prefill / GIB:.2f} GiB); lower --max-pixels, --max-frames or "
-        "--max-new-tokens (--no-memory-check tries anyway)"
+        f"vision {need.vision / GIB:.2f}, prefill {need.prefill / GIB:.2f} GiB); "
+        f"lower {'--max-pixels, --max-frames or ' if need.vision_tokens else ''}--max-new-tokens "
+        "(--no-memory-check tries anyway)"
     )
 
 

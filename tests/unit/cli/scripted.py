@@ -15,6 +15,7 @@ from qvl.messages import Image, Message, Text
 from qvl.processing.prompt import Prompt, Vision
 from qvl.profile import Profile
 from qvl.runtime.records import Chunk, Sampling, Stats
+from qvl.runtime.sampler import check
 
 STATS = Stats(12, 4, 3, 1.0, 0.1, 0.2, 0.3, 0.6, 0.5, 6.0, 2**30)
 MARKED = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(100,200),(500,1000)<|box_end|>"
@@ -27,6 +28,7 @@ class Script:
     texts: Sequence[str] = ("A ", "cat", ".")
     marked: str = ""
     error: BaseException | None = None  # raised after the first chunk
+    prompt_error: Exception | None = None
     memory_error: Exception | None = None
     checkpoint: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] = (100, 200)
@@ -56,6 +58,8 @@ def fake_engine(script: Script) -> type:
                 options["on_progress"](1, 2)
 
         def prompt(self, messages: Sequence[Message]) -> Prompt:
+            if script.prompt_error:
+                raise script.prompt_error
             script.messages = tuple(messages)
             visions = tuple(
                 Vision(
@@ -72,6 +76,7 @@ def fake_engine(script: Script) -> type:
 
         def sampling(self, **overrides: Any) -> Sampling:
             script.sampling = replace(Sampling(), **{**script.checkpoint, **overrides})
+            check(script.sampling)
             return script.sampling
 
         def check_memory(self, _prompt: Prompt, _sampling: Sampling) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image as PILImage
 from scripted import MARKED, STATS, Run, Script, pipe
 
+import qvl.cli
 from qvl.messages import Image, Text, Video
 from qvl.runtime.records import Sampling
 
@@ -29,6 +31,45 @@ def test_an_answer_that_ends_its_line_gets_no_second_newline(run: Run, script: S
     assert run("-p", "x")[1] == "a\nb\n"
     script.texts = ("",)
     assert run("-p", "x")[1] == "\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "? caf? ?"), ("cp1252", "? café ?"), ("utf-8", "猫 café ✓")])
+def test_an_answer_survives_a_terminal_that_lacks_its_characters(
+    script: Script, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    script.texts = ("猫 ", "café ", "✓")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert qvl.cli.main(["infer", "-p", "x", "--quiet"]) == 0
+    assert stdout.buffer.getvalue().decode(encoding) == shown + "\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("encoding", "escaped"), [("ascii", True), ("cp1252", True), ("utf-8", False)])
+def test_json_is_escaped_where_stdout_is_not_unicode(
+    script: Script, monkeypatch: pytest.MonkeyPatch, encoding: str, escaped: bool
+) -> None:
+    script.texts = ("猫 ", "café")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert qvl.cli.main(["infer", "-p", "x", "--quiet", "--json"]) == 0
+    line = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert json.loads(line)["text"] == "猫 café"
+    assert line.isascii() == escaped
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("DATA:image/png;base64,AAAA", Image),
+        ("Data:Video/mp4;base64,AAAA", Video),
+        ("HTTP://host/cat.PNG", Image),
+        ("HTTPS://host/cat.MP4?x=1", Video),
+    ],
+)
+def test_a_url_in_capitals_is_a_url(run: Run, script: Script, source: str, kind: type) -> None:
+    code, _, err = run(source, "-p", "x", "--quiet")
+    assert (code, err) == (0, "")
+    assert script.question == (kind(source), Text("x"))
 
 
 def test_quiet_leaves_stderr_empty(run: Run) -> None:
@@ -166,3 +207,75 @@ def test_a_published_model_brings_its_own_profile(run: Run, script: Script) -> N
     assert script.profile.name == "7b-base"
     run("-p", "x", "--model", "some/folder")
     assert (script.profile.name, script.profile.model) == ("2b", "some/folder")
+
+
+@pytest.mark.parametrize("name", ["an.gif", "an.webp", "an.png"])
+def test_an_animation_after_video_is_a_clip_and_a_still_is_refused(
+    run: Run, script: Script, tmp_path: Path, name: str
+) -> None:
+    frames = [PILImage.effect_noise((56, 56), 90).convert("RGB") for _ in range(3)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    path = str(tmp_path / name)
+    code, _, err = run("--video", path, "-p", "x", "--quiet")
+    assert (code, err) == (0, "")
+    assert script.question == (Video(path), Text("x"))
+    frames[0].save(tmp_path / name)
+    code, _, err = run("--video", path, "-p", "x", "--quiet")
+    assert code == 2 and "is a picture" in err
+
+
+@pytest.mark.usefixtures("picture")
+def test_a_path_in_the_home_folder_is_found(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert run("~/cat.png", "-p", "x", "--quiet", "--boxes", "~/boxes.png") == (0, "A cat.\n", "")
+    assert (tmp_path / "boxes.png").is_file()
+    chat = [{"role": "user", "content": [{"image": "~/cat.png"}, "x"]}]
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    assert run("--messages", "~/chat.json", "--quiet") == (0, "A cat.\n", "")
+    assert script.question[0] == Image("~/cat.png")
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in (1, 2):
+        (frames / f"{number}.png").touch()
+    for source in ("~/frames", "~/frames/*.png"):
+        assert run("--video", source, "-p", "x", "--quiet")[0] == 0
+
+
+def test_the_keys_of_json_are_those_documented(run: Run) -> None:
+    from qvl.cli.document import JSON_KEYS
+
+    assert list(json.loads(run("-p", "x", "--json")[1])) == list(JSON_KEYS)
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("script")
+def test_a_terminal_shows_a_sign_of_life_that_goes_away(picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert qvl.cli.main(["infer", picture, "-p", "x", "--profile", "2b"]) == 0
+    shown = screen.getvalue()
+    erase = "\r\x1b[K"
+    assert shown.startswith(f"qvl: reading pictures and clips ...{erase}")
+    assert shown.endswith(f"qvl: encoding pictures, clips and the prompt, 12 tokens ...{erase}A cat.\n")
+
+
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize(("terminal", "flags"), [("dumb", []), ("xterm", ["--quiet"])])
+def test_a_dumb_terminal_gets_the_answer_and_no_control_codes(
+    picture: str, monkeypatch: pytest.MonkeyPatch, terminal: str, flags: list[str]
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert qvl.cli.main(["infer", picture, "-p", "x", "--profile", "2b", *flags]) == 0
+    assert screen.getvalue() == "A cat.\n"

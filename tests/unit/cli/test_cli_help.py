@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 import subprocess
 import sys
 import time
@@ -43,11 +45,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml'};"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "[]"
-    # 0.15 to 0.3 s where it was measured; the bound is only against an accident on a busy machine.
-    assert time.perf_counter() - start < 10
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "qvl.cli", "--help"], capture_output=True, check=True, timeout=60)
+        return time.perf_counter() - start
+
+    # 0.15 to 0.3 s where it was measured.
+    assert statistics.median(seconds() for _ in range(3)) < 1.5
 
 
 def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +71,30 @@ def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFi
         "Options:",
     ]
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("command", ["infer", "finetune", "profiles"])
+def test_help_shows_no_names_of_python_types(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert qvl.cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert not re.search(r"<\w+|\brange>|list\[", out)
+    if command == "infer":
+        assert "[MEDIA...]" in out and "--max-pixels N " in out and "\n  MEDIA... " in out
+
+
+def test_the_page_names_every_variable_and_command() -> None:
+    page = document()
+    names = {name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"\bQVL_[A-Z_]+", path.read_text())}
+    assert {"QVL_HOME", "QVL_VIDEO_READER"} <= names
+    assert not [name for name in sorted(names) if f"`{name}`" not in page]
+    for command in ("infer", "finetune", "merge-lora", "profiles"):
+        assert f"## qvl {command}\n" in page
+
+
+def test_profiles_shows_the_command_a_profile_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qvl.cli.main(["profiles"]) == 0
+    commands = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert (commands["NAME"], commands["2b"], commands["2b-lora"]) == ("FOR", "infer", "finetune")
 
 
 def test_the_page_of_the_command_line_is_up_to_date() -> None:
