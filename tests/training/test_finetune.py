@@ -31,29 +31,36 @@ ANSWERS = (
 )
 FAST = ["--set", "training.batch_size=4", "--set", "training.micro_batch_size=2", "--set", "training.recompute=false"]
 FULL = ["--profile", "2b-full", "--set", "training.learning_rate=3e-3", *FAST]
-LORA = ["--profile", "2b-lora", "--set", "training.learning_rate=1e-2", *FAST]
+LORA = ["--profile", "2b-lora", "--set", "training.learning_rate=3e-3", *FAST]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of noise, each with an answer."""
+    """Eight pictures of noise, each with an answer; in `turned.json`, with the answer of the next."""
     folder = tmp_path_factory.mktemp("data")
+    for file, first in (("data.json", 0), ("turned.json", 1)):
+        _write_data(folder, file, ANSWERS[first:] + ANSWERS[:first])
+    return folder
+
+
+def _write_data(folder: Path, file: str, answers: tuple[str, ...]) -> None:
     records = []
-    for number, answer in enumerate(ANSWERS):
+    for number, answer in enumerate(answers):
         pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((112, 84), Image.Resampling.NEAREST).save(folder / f"{number}.png")
         messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": answer}]
         records.append({"messages": messages, "images": [f"{number}.png"]})
-    (folder / "data.json").write_text(json.dumps(records))
-    return folder
+    (folder / file).write_text(json.dumps(records))
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "qvl.cli", *arguments]
 
 
-def finetune(data: Path, out: Path, model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(model), *arguments)
+def finetune(
+    data: Path, out: Path, model: Path, *arguments: str, file: str = "data.json"
+) -> subprocess.CompletedProcess[str]:
+    line = command("finetune", "--data", str(data / file), "-o", str(out), "--model", str(model), *arguments)
     return subprocess.run(line, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
 
 
@@ -93,13 +100,18 @@ def test_a_model_trained_whole_answers_word_for_word(
 def test_an_adapter_answers_word_for_word_merged_and_not(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--max-steps", "250")
+    # An adapter leaves the embeddings alone, so its base has to know the words: it gives each picture a wrong answer.
+    first = finetune(data, tmp_path / "first", tiny_checkpoint, *FULL, "--max-steps", "120", file="turned.json")
+    assert first.returncode == 0, first.stderr
+    base = tmp_path / "first" / "model"
+    assert ask(capsys, data / "0.png", "--model", str(base)) == ANSWERS[1]
+    run = finetune(data, tmp_path / "out", base, *LORA, "--max-steps", "150")
     assert run.returncode == 0, run.stderr
     adapter = tmp_path / "out" / "adapter"
     pictures = [data / f"{n}.png" for n in range(8)]
     assert [ask(capsys, p, "--adapter", str(adapter)) for p in pictures] == list(ANSWERS)
     merged = tmp_path / "merged"
-    assert main(["merge-lora", str(adapter), "-o", str(merged), "--base", str(tiny_checkpoint)]) == 0
+    assert main(["merge-lora", str(adapter), "-o", str(merged)]) == 0
     capsys.readouterr()
     assert [ask(capsys, p, "--model", str(merged)) for p in pictures] == list(ANSWERS)
     # A picture that was not learnt does not get the answer of one that was: it is the picture that decides.
