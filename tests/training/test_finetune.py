@@ -46,11 +46,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_data(folder: Path, file: str, answers: tuple[str, ...]) -> None:
     records = []
     for number, answer in enumerate(answers):
-        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((112, 84), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        _noise(number).save(folder / f"{number}.png")
         messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": answer}]
         records.append({"messages": messages, "images": [f"{number}.png"]})
     (folder / file).write_text(json.dumps(records))
+
+
+def _noise(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((112, 84), Image.Resampling.NEAREST)
 
 
 def command(*arguments: str) -> list[str]:
@@ -114,11 +118,11 @@ def test_an_adapter_answers_word_for_word_merged_and_not(
     assert main(["merge-lora", str(adapter), "-o", str(merged)]) == 0
     capsys.readouterr()
     assert [ask(capsys, p, "--model", str(merged)) for p in pictures] == list(ANSWERS)
-    # A picture that was not learnt does not get the answer of one that was: it is the picture that decides.
-    strange = tmp_path / "strange.png"
-    Image.effect_noise((112, 84), 90).convert("RGB").save(strange)
-    answers = {ask(capsys, p, "--model", str(merged)) for p in (pictures[0], strange)}
-    assert len(answers) == 2
+    # It is the picture that decides: ones that were never seen do not all get the same answer.
+    for number in range(8):
+        _noise(100 + number).save(tmp_path / f"{number}.png")
+    answers = {ask(capsys, tmp_path / f"{number}.png", "--model", str(merged)) for number in range(8)}
+    assert len(answers) > 2
 
 
 def test_a_dry_run_estimates_and_writes_nothing(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
