@@ -6,17 +6,16 @@ filled, and nothing in the files is left over.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import paddle
 from paddle import nn
 
+from qvl.ahead import in_order
 from qvl.environment import physical_cores
 from qvl.errors import CheckpointError
 from qvl.model.checkpoint import LM_HEAD, PATCH_EMBED, Entry, Layout, canonical_name, find_pickle, list_tensors
@@ -26,8 +25,6 @@ from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_bi
 from qvl.ops import AttentionImpl
 
 Progress = Callable[[int, int], None]
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 _MAX_READERS = 4
 _BLOCK_BYTES = 1024 * 1024  # of a stored tensor; stays in the second-level cache while it is turned
@@ -96,34 +93,19 @@ def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[
     by_file: dict[Path, list[tuple[str, paddle.Tensor]]] = {}
     for name, parameter in model.named_parameters():
         by_file.setdefault(entries[name].path, []).append((name, parameter))
-    with ThreadPoolExecutor(min(_MAX_READERS, physical_cores())) as pool:
-        for path, parameters in by_file.items():
-            with SafetensorsFile(path) as file:
+    for path, parameters in by_file.items():
+        with SafetensorsFile(path) as file:
 
-                def read(item: tuple[str, paddle.Tensor], file: SafetensorsFile = file) -> npt.NDArray[Any]:
-                    name, parameter = item
-                    values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
-                    _read(file, entries[name], values, _is_turned(name, entries[name].layout, transposed), dtype)
-                    return values
+            def read(item: tuple[str, paddle.Tensor], file: SafetensorsFile = file) -> npt.NDArray[Any]:
+                name, parameter = item
+                values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
+                _read(file, entries[name], values, _is_turned(name, entries[name].layout, transposed), dtype)
+                return values
 
-                for (name, parameter), values in zip(parameters, _in_order(pool, read, parameters), strict=True):
-                    _assign(parameter, values)
-                    yield _nbytes(entries[name])
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
-    """Like `pool.map`, but never further ahead than the pool has threads, so that little waits in memory."""
-    ahead: deque[Future[_Out]] = deque()
-    try:
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > pool._max_workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        for future in ahead:
-            future.cancel()
+            filled = in_order(read, parameters, min(_MAX_READERS, physical_cores()))
+            for (name, parameter), values in zip(parameters, filled, strict=True):
+                _assign(parameter, values)
+                yield _nbytes(entries[name])
 
 
 def empty_model(config: ModelConfig, dtype: str, attention: AttentionImpl = "composed") -> Qwen2VL:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from qvl.ahead import in_order
 from qvl.model.config import ModelConfig
 from qvl.processing.prompt import Example
 from qvl.training.batch import Batch, collate
@@ -51,21 +50,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         micros = (turn[self.rank] for step in range(self.start_step, self.steps) for turn in self.plan.update(step))
-        if not self.workers:
-            yield from map(self._batch, micros)
-            return
-        ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for micro in micros:
-                    ahead.append(pool.submit(self._batch, micro))
-                    if len(ahead) > self.workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        return in_order(self._batch, micros, self.workers)
 
     def _batch(self, micro: Micro) -> Batch:
         # The Trainer divides each micro-batch's loss by the accumulation and averages over ranks. Multiplied by both,
