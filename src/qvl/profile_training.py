@@ -38,6 +38,7 @@ class TrainingOptions:
     max_length: tokens of a sample; a longer one is dropped and counted, or an error. Nothing is ever cut.
     recompute: keep only the input of each layer and compute it again in the backward pass.
     eval_split: the share of the samples held out; their loss is taken every eval_steps, and the best checkpoint kept.
+    workers: threads that decode ahead. cache_mb: memory for decoded samples, which then are not decoded every epoch.
     loss_chunk: supervised tokens whose logits are held at a time.
     """
 
@@ -61,6 +62,7 @@ class TrainingOptions:
     on_bad_sample: Literal["error", "skip"] = "error"
     balance_lengths: bool = True
     workers: Annotated[int, Range(at_least=0)] = 2
+    cache_mb: Annotated[int, Range(at_least=0)] = 256
     recompute: bool = False
     loss_chunk: _Count = 256
     save_steps: _Count = 100

@@ -97,6 +97,11 @@ def test_a_model_trained_whole_answers_word_for_word(
     assert Image.open(tmp_path / "c.png").size[0] > 500
     described = json.loads((tmp_path / "out" / "run.json").read_text())
     assert described["steps"] == 120 and described["profile"]["name"] == "2b-full"
+    from visualdl import LogReader
+
+    (log,) = (tmp_path / "out" / "visualdl").iterdir()
+    drawn = [point.value for point in LogReader(file_path=str(log)).get_data("scalar", "train/loss")]
+    np.testing.assert_allclose(drawn, [loss for _, loss in losses(tmp_path / "out")], rtol=1e-6)
     assert described["data_report"] and len(described["data_fingerprint"]) == 64
 
 

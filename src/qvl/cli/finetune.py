@@ -64,6 +64,9 @@ class RecipeOptions:
     seed: Annotated[int | None, option("--seed", min=0, help="Of data order, initialisation and dropout.")] = None
     device: Annotated[str | None, option("--device", metavar="auto|cpu|gpu", help="Where to train.")] = None
     nproc: Annotated[int, option("--nproc", min=1, help="Processes on this machine, one for each GPU.")] = 1
+    devices: Annotated[
+        str | None, option("--devices", metavar="0,1,...", help="These GPUs of this machine, a process for each.")
+    ] = None
     threads: Annotated[int | None, option("--threads", min=1, help="CPU threads of each process.")] = None
 
 
@@ -87,8 +90,8 @@ def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
         raise UsageError("--data FILE is missing: the conversations to learn from")
     if data.output is None and data.show_sample is None:
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
-    if recipe.nproc > 1 and _RANK not in os.environ:
-        raise typer.Exit(_launch(recipe.nproc, Path(data.output or ".")))
+    if (recipe.nproc > 1 or recipe.devices) and _RANK not in os.environ:
+        raise typer.Exit(_launch(recipe, Path(data.output or ".")))
     profile = _profile(recipe)
     if data.show_sample is not None:
         _show(profile, Path(data.data), data.show_sample)
@@ -213,14 +216,20 @@ def _show(profile: Profile, data: Path, number: int) -> None:
     Console(soft_wrap=True, highlight=False).print(preview(profile, data, number))
 
 
-def _launch(nproc: int, output: Path) -> int:
-    """Run this command again in `nproc` processes; an error in one stops all, and is shown."""
+def _launch(recipe: RecipeOptions, output: Path) -> int:
+    """Run this command again in several processes; an error in one stops all, and is shown."""
+    from qvl.environment import physical_cores
+
     entry = Path(__file__).with_name("__main__.py")
     logs = output / "logs"
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(nproc)]
+    command = [sys.executable, "-m", "paddle.distributed.launch"]
+    command += ["--devices", recipe.devices] if recipe.devices else ["--nproc_per_node", str(recipe.nproc)]
     command += ["--log_level", "ERROR", "--log_dir", str(logs), str(entry), *sys.argv[1:]]
-    # The launcher imports Paddle itself, with its warnings.
-    code = subprocess.run(command, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"}).returncode
+    # The launcher imports Paddle itself, which warns of more than one thread; its processes share the cores.
+    share = str(max(1, physical_cores() // (len(recipe.devices.split(",")) if recipe.devices else recipe.nproc)))
+    quiet = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment = {"QVL_THREADS": share, **os.environ, **quiet}
+    code = subprocess.run(command, check=False, env=environment).returncode
     if code:
         raise QvlError(f"a process failed with exit code {code}; its output is in {logs}")
     return code

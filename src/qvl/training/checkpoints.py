@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def check_writable(run: Path, needed_bytes: int) -> None:
     """Raise CheckpointError when the folder cannot be written or a checkpoint would not fit on its disk."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        probe = run / ".probe"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=run, prefix=".probe-") as probe:  # a name for each process of a run
+            probe.write(b"x")
         free = shutil.disk_usage(run).free
     except OSError as error:
         raise CheckpointError(f"{run}: cannot be written ({error.strerror or error})") from None

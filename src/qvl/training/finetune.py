@@ -26,7 +26,7 @@ from qvl.training.checkpoints import check_writable, last_checkpoint  # noqa: E4
 from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
 from qvl.training.model import TrainingModel, choose_trained  # noqa: E402
-from qvl.training.record import EvaluationFile, MetricsFile, StepRecord  # noqa: E402
+from qvl.training.record import EvaluationFile, MetricsFile, ScalarLog, StepRecord  # noqa: E402
 from qvl.training.run import (  # noqa: E402
     DESCRIPTION,
     Observer,
@@ -64,7 +64,8 @@ def train(run: Run, observer: Observer) -> Path:
         allow_pickle=run.profile.allow_pickle,
     )
     weights = _weights(run, model)
-    source = ExampleSource(run.dataset, run.processor, run.prepared)
+    cache_bytes = options.cache_mb * 2**20
+    source = ExampleSource(run.dataset, run.processor, run.prepared, cache_bytes=cache_bytes)
     loader = Loader(
         run.plan,
         Subset(source, run.trained),
@@ -137,11 +138,13 @@ def _trainer(
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     first = paddle.distributed.get_rank() == 0
     metrics = MetricsFile(output, start) if first else None
+    scalars = ScalarLog(output) if first else None
     evaluations = EvaluationFile(output, start) if first and len(held_out) else None
 
     def on_step(record: StepRecord) -> None:
-        if metrics is not None:
+        if metrics is not None and scalars is not None:
             metrics.write(record)
+            scalars.write(record)
             observer.step(record)
 
     def on_loss(step: int, loss: float) -> bool:

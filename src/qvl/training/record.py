@@ -60,6 +60,19 @@ class MetricsFile:
             file.write(json.dumps(asdict(record)) + "\n")
 
 
+class ScalarLog:
+    """The same for VisualDL: `visualdl --logdir RUN/visualdl`. It comes with PaddleNLP."""
+
+    def __init__(self, run: Path) -> None:
+        from visualdl import LogWriter
+
+        self._writer = LogWriter(logdir=str(run / "visualdl"))
+
+    def write(self, record: StepRecord) -> None:
+        for name in ("loss", "learning_rate", "grad_norm"):
+            self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+
+
 def read_records(run: Path) -> list[StepRecord]:
     """All records of a run, in order."""
     return [StepRecord(**json.loads(line)) for line in _lines(run / FILE)]

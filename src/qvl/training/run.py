@@ -153,7 +153,12 @@ _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    del training["workers"], training["save_steps"], training["save_total_limit"]  # may change between sittings
+    del (
+        training["workers"],
+        training["save_steps"],
+        training["save_total_limit"],
+        training["cache_mb"],
+    )  # may change between sittings
     return {
         "profile": asdict(run.profile),
         "data": str(run.request.data),
