@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -229,7 +230,23 @@ def _launch(recipe: RecipeOptions, output: Path) -> int:
     share = str(max(1, physical_cores() // (len(recipe.devices.split(",")) if recipe.devices else recipe.nproc)))
     quiet = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment = {"QVL_THREADS": share, **os.environ, **quiet}
-    code = subprocess.run(command, check=False, env=environment).returncode
+    # In a session of its own: a Ctrl-C would otherwise reach the processes twice, by the terminal and by the launcher.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as program:
+        received: list[int] = []
+
+        def forward(number: int, _frame: object) -> None:
+            received.append(number)
+            program.terminate()
+
+        before = {kind: signal.signal(kind, forward) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = program.wait()
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+    if received:
+        render.note(f"stopped by {signal.Signals(received[0]).name}; --resume goes on from here")
+        return 128 + received[0]
     if code:
         raise QvlError(f"a process failed with exit code {code}; its output is in {logs}")
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from qvl.training.run import (  # noqa: E402
     estimate_run,
     write_description,
 )
+
+# Seconds in which a repeated signal is the same request: Paddle's launcher sends three in a row.
+_PATIENCE = 2.0
 
 
 class StoppedError(QvlError):
@@ -139,7 +143,7 @@ def _trainer(
     first = paddle.distributed.get_rank() == 0
     metrics = MetricsFile(output, start) if first else None
     scalars = ScalarLog(output) if first else None
-    evaluations = EvaluationFile(output, start) if first and len(held_out) else None
+    evaluations = EvaluationFile(output, start, writes=first) if len(held_out) else None
 
     def on_step(record: StepRecord) -> None:
         if metrics is not None and scalars is not None:
@@ -151,7 +155,8 @@ def _trainer(
         if evaluations is None:
             return False
         best = evaluations.write(step, loss)
-        observer.evaluated(step, loss, best)
+        if first:
+            observer.evaluated(step, loss, best)
         return best
 
     recorder = Recorder(
@@ -212,13 +217,19 @@ def _finish(run: Run, weights: Weights) -> Path:
 
 @contextmanager
 def _signals(kinds: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[list[int]]:
-    """Collect signals that ask for an end instead of dying of them. The second of a kind is final."""
+    """Collect signals that ask for an end instead of dying of them. One that comes again after a while is final."""
     asked: list[int] = []
     before = {kind: signal.getsignal(kind) for kind in kinds}
+    first = 0.0
 
     def note(number: int, _frame: object) -> None:
+        nonlocal first
+        if not asked:
+            first = time.monotonic()
         asked.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        if time.monotonic() - first > _PATIENCE:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for kind in kinds:
         signal.signal(kind, note)

@@ -25,20 +25,25 @@ class StepRecord:
 
 
 class EvaluationFile:
-    """Appends the held-out loss of a step to `eval.jsonl`, and knows the best so far."""
+    """Appends the held-out loss of a step to `eval.jsonl`, and knows the best so far.
 
-    def __init__(self, run: Path, start_step: int) -> None:
-        self.path = run / "eval.jsonl"
+    Every process of a run has one and comes to the same view of what is best; one of them writes.
+    """
+
+    def __init__(self, run: Path, start_step: int, *, writes: bool) -> None:
+        self.path, self._writes = run / "eval.jsonl", writes
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        if writes:
+            _replace(self.path, kept)
         losses = [(record["loss"], record["step"]) for record in map(json.loads, kept)]
         best: tuple[float, int] = min(losses, default=(float("inf"), 0))
         self.best_loss, self.best_step = best
 
     def write(self, step: int, loss: float) -> bool:
         """Whether it is the best so far."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        if self._writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
         if loss >= self.best_loss:
             return False
         self.best_loss, self.best_step = loss, step
@@ -51,9 +56,7 @@ class MetricsFile:
     def __init__(self, run: Path, start_step: int) -> None:
         self.path = run / FILE
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.path)
+        _replace(self.path, kept)
 
     def write(self, record: StepRecord) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -76,6 +79,13 @@ class ScalarLog:
 def read_records(run: Path) -> list[StepRecord]:
     """All records of a run, in order."""
     return [StepRecord(**json.loads(line)) for line in _lines(run / FILE)]
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    """At once, so that whoever reads meanwhile sees the old or the new."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
 
 
 def _lines(path: Path) -> Iterator[str]:

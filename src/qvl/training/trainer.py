@@ -187,12 +187,14 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
         trainer = self.trainer
-        sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens)]
+        # A signal reaches the processes at different moments; they have to stop after the same update.
+        asked = float(self._wants_stop())
+        sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens), asked]
         if args.world_size > 1:
             together = paddle.to_tensor(sums, "float64")
             paddle.distributed.all_reduce(together)
             sums = together.tolist()
-        loss, supervised, tokens = sums
+        loss, supervised, tokens, asked = sums
         record = StepRecord(
             step=state.global_step,
             loss=loss,
@@ -204,7 +206,7 @@ class Recorder(TrainerCallback):
             seconds=time.perf_counter() - self._started,
         )
         self._on_step(record)
-        if self._wants_stop():
+        if asked:
             control.should_training_stop = True
         last = control.should_training_stop or state.global_step >= state.max_steps
         control.should_save = last or state.global_step % self._save_steps == 0
