@@ -271,26 +271,14 @@ def test_two_processes_learn_what_one_does(data: Path, tiny_checkpoint: Path, tm
 
 
 @pytest.mark.slow
-def test_two_processes_judge_stop_and_resume_together(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Each decision to save or stop is one of all processes, or they wait for each other for ever."""
+def test_two_processes_judge_and_save_together(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each decision to save is one of all processes, or they wait for each other for ever."""
     settings = ["eval_split=0.25", "eval_steps=1", "save_steps=1000"]
     flags = [*FULL, *(word for setting in settings for word in ("--set", f"training.{setting}"))]
     flags += ["--nproc", "2", "--threads", "1", "--max-steps"]
     run = finetune(data, tmp_path / "short", tiny_checkpoint, *flags, "3")
     assert run.returncode == 0, run.stderr
     assert [step for step, _ in list_checkpoints(tmp_path / "short")]
-    out = tmp_path / "long"
-    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
-    program = subprocess.Popen([*line, *flags, "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _wait_for_steps(out, 5, program)
-    program.send_signal(signal.SIGTERM)
-    program.communicate(timeout=60)
-    saved = last_checkpoint(out)
-    assert program.returncode == 143 and saved is not None
-    assert int(saved.name.rpartition("-")[2]) <= losses(out)[-1][0] < 60  # the launcher may not wait for a last one
-    again = finetune(data, out, tiny_checkpoint, *flags, "60", "--resume")
-    assert again.returncode == 0, again.stderr
-    assert [step for step, _ in losses(out)] == list(range(1, 61))
 
 
 def _wait_for_steps(out: Path, steps: int, program: subprocess.Popen[bytes]) -> None:

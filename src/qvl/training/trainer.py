@@ -206,7 +206,7 @@ class Recorder(TrainerCallback):
             seconds=time.perf_counter() - self._started,
         )
         self._on_step(record)
-        if asked:
+        if asked or (args.world_size == 1 and self._wants_stop()):
             control.should_training_stop = True
         last = control.should_training_stop or state.global_step >= state.max_steps
         control.should_save = last or state.global_step % self._save_steps == 0
