@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from qvl.errors import CheckpointError
 
 DEMO = "demo"
-_DEMO_FILES = (
-    *("config.json", "model.safetensors", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-)
+_DEMO_FOLDER = Path(__file__).with_name("demo_model")  # comes with the package
 
 
 def qvl_home() -> Path:
@@ -40,6 +35,8 @@ def find(model: str | Path) -> Path | None:
 
     Raises CheckpointError for a place that may not be looked into.
     """
+    if str(model) == DEMO:
+        return _DEMO_FOLDER
     try:
         folder = _expanded(model)
         if folder.is_dir():
@@ -50,12 +47,10 @@ def find(model: str | Path) -> Path | None:
 
 
 def locate(model: str | Path) -> Path:
-    """Like `find`, but makes the demo checkpoint when it is asked for and not yet there.
+    """Like `find`, and an error where that has nothing.
 
     Raises CheckpointError that says where was looked and what to do.
     """
-    if str(model) == DEMO:
-        return _demo()
     found = find(model)
     if found is not None:
         return found
@@ -101,35 +96,3 @@ def _places(model: str) -> Iterator[Path]:
     modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
     yield modelscope / "models" / model
     yield modelscope / model
-
-
-def _demo() -> Path:
-    """The checkpoint behind the demo profile: random weights, made once. Its words mean nothing."""
-    # Only here, since the vocabulary it makes pulls in the tokenizers library.
-    from qvl.hub.random_checkpoint import GENERATOR_VERSION, TINY, write_checkpoint
-
-    folder = qvl_home() / "models" / f"{DEMO}-random-{GENERATOR_VERSION}"
-    try:
-        if _whole(folder):
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise CheckpointError(f"{folder.parent}: cannot be written ({error.strerror}); set QVL_HOME") from None
-    try:
-        (partial / "new").mkdir()
-        write_checkpoint(partial / "new", TINY, seed=0)
-        if not _whole(folder) and os.path.lexists(folder):  # half of it was deleted
-            folder.replace(partial / "old")
-        (partial / "new").replace(folder)
-    except OSError as error:
-        if not _whole(folder):  # else another process was quicker, which is as good
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error}); set QVL_HOME") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _whole(folder: Path) -> bool:
-    """Whether nothing of a checkpoint that `_demo` made is missing."""
-    return all((folder / name).is_file() for name in _DEMO_FILES)

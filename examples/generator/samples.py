@@ -1,0 +1,73 @@
+"""A sample: pictures or a clip, and a conversation about them. Its split and number say all about it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from examples.generator.beyond import beyond, greeting
+from examples.generator.clips import Clip, clip
+from examples.generator.pairs import pair
+from examples.generator.questions import ASKS
+from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
+from examples.generator.turns import Turn
+from examples.generator.words import read, text_colour, text_described, text_picture
+
+TURNS = 5  # about one picture: encoding it is the larger part of the work, and is then paid once
+
+
+@dataclass(frozen=True)
+class Sample:
+    """images lie before the first question. clip: in their stead."""
+
+    images: tuple[Image.Image, ...]
+    clip: Clip | None
+    turns: tuple[Turn, ...]
+
+
+def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
+    """Sample `number` of a split. turns: at most so many questions about one picture."""
+    rng = np.random.default_rng([zlib.crc32(split.encode()), number])
+    kind = rng.random()
+    if kind < 0.48:
+        return _about_scene(rng, shapes_scene(rng), turns)
+    if kind < 0.58:
+        return _about_scene(rng, outdoor_scene(rng), turns)
+    if kind < 0.80:
+        return _about_text(rng, turns)
+    if kind < 0.89:
+        scenes, asked = pair(rng)
+        return Sample((scenes[0].draw(), scenes[1].draw()), None, tuple(asked[:turns]))
+    if kind < 0.98:
+        moving = clip(rng)
+        return Sample((), moving, _some(rng, list(moving.turns), min(2, turns)))
+    return Sample((), None, (beyond(rng) if rng.random() < 0.6 else greeting(rng),))
+
+
+def _about_scene(rng: np.random.Generator, scene: Scene, turns: int) -> Sample:
+    weights = np.asarray([weight for _, weight in ASKS])
+    # Some are drawn twice: two boxes or two counts in one conversation are as likely as two kinds of question.
+    asked: list[Turn] = []
+    for index in rng.choice(len(ASKS), size=3 * turns, p=weights / weights.sum()):
+        turn = ASKS[index][0](rng, scene)
+        if turn is not None and all(turn.answer != other.answer for other in asked):
+            asked.append(turn)
+        if len(asked) == turns:
+            break
+    if rng.random() < 0.06:
+        asked[-1:] = [beyond(rng)]
+    return Sample((scene.draw(),), None, tuple(asked))
+
+
+def _about_text(rng: np.random.Generator, turns: int) -> Sample:
+    image, text, colour = text_picture(rng)
+    asked = [read(rng, text), text_described(rng, text, colour), text_colour(rng, text, colour)]
+    return Sample((image,), None, _some(rng, asked, min(2, turns)))
+
+
+def _some(rng: np.random.Generator, turns: list[Turn], count: int) -> tuple[Turn, ...]:
+    order = rng.permutation(len(turns))[:count]
+    return tuple(turns[int(index)] for index in order)

@@ -1,0 +1,111 @@
+"""`python -m examples.generator.start FOLDER`: the demo model before it has learnt, with its vocabulary."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from examples.generator.samples import sample
+from qvl.hub.random_checkpoint import TINY, parameter_shapes
+from qvl.hub.small_vocabulary import SPLIT_PATTERN, write_processor, write_tokenizer
+from qvl.model.checkpoint_writer import write_json, write_weights
+from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
+
+_WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
+# 5.6 million parameters: what 12 MB hold in 16 bits.
+DEMO = replace(
+    TINY,
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    intermediate_size=640,
+    vocab_size=1024,
+    mrope_section=(4, 6, 6),
+    max_position_embeddings=4096,
+    torch_dtype="bfloat16",
+    vision_config=VisionConfig(depth=6, embed_dim=160, hidden_size=256, num_heads=5),
+)
+TOKENS = (16, 30)  # of a picture: all are brought to about the same size, whatever they come in
+
+
+def learn_merges(samples: int = 4000) -> tuple[str, ...]:
+    """The merges of a byte-level BPE over what is said in the first samples.
+
+    Texts to be read are left out, so that they stay single letters, which are what can be seen.
+    """
+
+    def lines() -> Iterator[str]:
+        for number in range(samples):
+            for turn in sample("vocabulary", number).turns:
+                yield turn.question
+                yield re.sub(r'"[^"]*"|<\|[^|]*\|>|\([^)]*\)', " ", turn.answer)
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=_WORDS, initial_alphabet=alphabet, min_frequency=8, show_progress=False)
+    tokenizer.train_from_iterator(lines(), trainer)
+    path = tokenizer.model
+    return _merges_of(path)
+
+
+def _merges_of(model: BPE) -> tuple[str, ...]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        text = (Path(folder) / "merges.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None:
+    """Write the whole folder: small normal weights, the usual start of a transformer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")
+    if first < _WORDS - 12:
+        raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
+    shapes = parameter_shapes(config)
+    residual = ("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+
+    def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
+        shape = shapes[name]
+        rng = np.random.default_rng([seed, sum(name.encode()), len(name), *name.encode()])
+        if len(shape) == 1:
+            value = 0.0 if name.endswith("bias") else 1.0
+            return [np.full(shape, value, np.float32)]
+        # 1 / sqrt(inputs), halved where a layer adds to the stream, which keeps it steady over the layers.
+        std = (0.5 if name.endswith(residual) else 1.0) / np.sqrt(np.prod(shape[1:]))
+        if "embed_tokens" in name:
+            std = 0.04
+        return [rng.normal(0, std, shape).astype(np.float32)]
+
+    write_weights(folder, shapes, config.torch_dtype, produce, metadata_format="pt", shard_bytes=None)
+    write_json(folder / "config.json", config.to_dict())
+    ends = [first + SPECIAL_TOKENS.index("<|im_end|>"), first]
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": first, "do_sample": False})
+    write_processor(folder, config, tokens=TOKENS)
+    write_tokenizer(folder, config, learn_merges())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.generator.start", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write_start(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
