@@ -29,7 +29,8 @@ WORDS = tuple(_LIST.split())
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """One of Matplotlib's fonts. size: in pixels."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
@@ -58,15 +59,15 @@ def text_picture(rng: np.random.Generator) -> tuple[Image.Image, str, str]:
     image = plain_ground(rng, width, height)
     # As large as fits between a third of the picture and nearly all of it.
     font_name = FONTS[int(rng.integers(len(FONTS)))]
-    probe = _font(font_name, 100).getbbox(text)
+    probe = font(font_name, 100).getbbox(text)
     fit = min(0.92 * width / (probe[2] - probe[0]), 0.8 * height / (probe[3] - probe[1]))
     size = max(14, round(100 * fit * float(rng.uniform(0.6, 1.0))))
     size = min(size, round(0.5 * min(width, height)))
-    font = _font(font_name, size)
-    left, top, right, bottom = font.getbbox(text)
+    face = font(font_name, size)
+    left, top, right, bottom = face.getbbox(text)
     x = rng.uniform(0.03 * width, max(0.03 * width, 0.97 * width - (right - left))) - left
     y = rng.uniform(0.03 * height, max(0.03 * height, 0.97 * height - (bottom - top))) - top
-    ImageDraw.Draw(image).text((x, y), text, fill=shade(rng, COLOURS[colour]), font=font)
+    ImageDraw.Draw(image).text((x, y), text, fill=shade(rng, COLOURS[colour]), font=face)
     return image, text, colour
 
 
