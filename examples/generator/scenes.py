@@ -136,7 +136,13 @@ def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, 
 
 
 def outdoor_scene(rng: np.random.Generator) -> Scene:
-    """A house, trees, cars, the sun and clouds before sky and grass."""
+    """A house, trees, cars, the sun and clouds before sky and grass; never nothing at all."""
+    while not (scene := _outdoor_scene(rng)).things:
+        pass
+    return scene
+
+
+def _outdoor_scene(rng: np.random.Generator) -> Scene:
     width, height = picture_size(rng)
     horizon = height * rng.uniform(0.5, 0.62)
     sky, grass = shade(rng, (150, 205, 240)), shade(rng, (120, 185, 95))
