@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Keys of a profile that change what the model sees; how answers are drawn is in the resolved sampling.
 _SEEN = ("min_pixels", "max_pixels", "video", "raw_pixels", "template", "add_vision_id", "system", "max_context")
 _ABOUT_SPEED = ("speculate",)  # settings of Sampling that change no token
+_ENDINGS = (".json", ".safetensors", ".pdparams", ".txt", ".model")
 _WHOLE_BYTES = 1 << 24
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
@@ -49,7 +50,7 @@ def folder_digest(folder: Path) -> str:
     """
     sha = hashlib.sha256()
     try:
-        for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        for path in sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file()):
             size = path.stat().st_size
             sha.update(f"{path.name}\0{size}\0".encode())
             with path.open("rb") as file:

@@ -20,8 +20,8 @@ from qvl.messages_json import interleave, messages_from_text
 
 STDIN = "-"
 _TEXT_BYTES = 1 << 30  # a conversation may hold clips as data: URIs
-_CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-_PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 _VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
@@ -156,7 +156,7 @@ def clip(source: str, stdin: StandardInput) -> Video:
     if source == STDIN:
         return Video(_some(stdin.read("a clip", _media().CLIP_BYTES), "clip"))
     if _is_remote(source) or _exists(source):
-        if _ending(source) in _PICTURE_ENDINGS and not _may_move(source):
+        if _ending(source) in PICTURE_ENDINGS and not _may_move(source):
             # What a shell makes of an unquoted --video frames/*.png: the rest would pass for pictures.
             raise UsageError(f"--video {source} is a picture; give the frames as a folder or as a glob in quotes")
         return Video(source)
@@ -211,7 +211,7 @@ def _is_remote(source: str) -> bool:
 def _is_clip(source: str) -> bool:
     if _is_data(source):
         return source[:11].lower() == "data:video/"
-    return _ending(source) in _CLIP_ENDINGS
+    return _ending(source) in CLIP_ENDINGS
 
 
 def _ending(source: str) -> str:
@@ -253,19 +253,20 @@ def check_limits(media: MediaOptions) -> None:
 def _check_limits_matter(messages: tuple[Message, ...], media: MediaOptions) -> None:
     """Raise UsageError for an option that is for a kind of medium which the conversation does not have."""
     has_clip = any(isinstance(part, Video) for part in parts(messages))
-    for name in _limits_given(media):
+    for name in limits_given(media):
         if not (has_media(messages) if name in _IMAGE_LIMITS else has_clip):
             lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
             raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
 
 
-def _limits_given(media: MediaOptions) -> dict[str, Any]:
+def limits_given(media: MediaOptions) -> dict[str, Any]:
+    """The pixel and frame options that were given, by name."""
     return {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
 
 
 def with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
     """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
-    given = _limits_given(media)
+    given = limits_given(media)
 
     def limited(part: Part) -> Part:
         if isinstance(part, Text):
