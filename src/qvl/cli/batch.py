@@ -172,6 +172,8 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
             earlier.check(job.records.tickets)
         if job.strict and earlier.failed:
             raise UsageError(f"{path}: holds records that failed, and --strict allows none; --retry runs them again")
+        if len(earlier):
+            render.note(f"{path}: going on; {len(earlier)}{_total(job)} records are there", job.quiet)
         run = Run(job, file, earlier, pool)
         try:
             _go(run, load)
@@ -201,16 +203,11 @@ def _total(job: Job) -> str:
 def _conclude(run: Run, quiet: bool) -> None:
     """The closing line. Raises BatchError, which is that line, when any record failed."""
     count, name = run.count, run.sink.name
-    before = f", {count.before} of them before" if count.before else ""
+    records = f"{count.written} record{'' if count.written == 1 else 's'}"
     if count.failed:
-        raise BatchError(
-            f"{count.failed} of {_records_of(count.written)}{before} failed; their lines in {name} say why"
-        )
-    render.note(f"{_records_of(count.written)}{before} answered, in {name}", quiet)
-
-
-def _records_of(number: int) -> str:
-    return f"{number} record{'' if number == 1 else 's'}"
+        again = "; --retry runs them again" if run.earlier is not None else ""
+        raise BatchError(f"{count.failed} of {records} failed, their lines in {name} say why{again}")
+    render.note(f"{records} answered, in {name}", quiet)
 
 
 @contextlib.contextmanager

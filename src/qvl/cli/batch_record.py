@@ -74,6 +74,8 @@ def _sampling(given: Mapping[str, object]) -> dict[str, Any]:
         if name in own:
             raise UsageError(f"{name} is given twice, beside sampling and in it")
     own |= {name: value for name, value in nested.items() if value is not None}
+    if not own:
+        return {}
     checked = revise(Sampling(), own, "sampling")
     return {name: getattr(checked, name) for name in own}
 

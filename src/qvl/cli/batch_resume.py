@@ -45,14 +45,13 @@ def scan(path: Path) -> Found:
     Raises UsageError for a file that is not a batch's.
     """
     kept: list[Kept] = []
-    end = 0
+    end, half = 0, False
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 entry = _entry(line, end)
-                last = end + len(line) == size
-                if entry is None and last and (kept or line.startswith(_HEAD) or _HEAD.startswith(line)):
+                half = not line.endswith(b"\n")
+                if half and (kept or line.startswith(_HEAD) or _HEAD.startswith(line)):
                     break
                 if entry is None:
                     raise UsageError(
@@ -65,12 +64,10 @@ def scan(path: Path) -> Found:
         return Found()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return Found(tuple(kept), end, cut=end < size)
+    return Found(tuple(kept), end, cut=half)
 
 
 def _entry(line: bytes, offset: int) -> Kept | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         data = json.loads(line)
         key = f"line {data['line']}" if data["id"] is None else json.dumps(data["id"])
