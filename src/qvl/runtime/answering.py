@@ -107,7 +107,7 @@ class Answering:
         later = len(self.drawn) - 1  # the first token is the prefill's
         return Stats(
             prompt_tokens=len(prompt),
-            vision_tokens=sum(v.tokens(config.vision_config) for v in prompt.visions),
+            vision_tokens=prompt.vision_tokens(config),
             new_tokens=len(self.drawn),
             load_seconds=load_seconds,
             preprocess_seconds=prompt.seconds,

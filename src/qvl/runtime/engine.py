@@ -181,13 +181,15 @@ class Engine:
         """The checkpoint's generation settings, then the profile's, then these (None says nothing)."""
         return resolve(self.generation, asdict(self.profile.generation), overrides)
 
-    def check_memory(self, prompt: Prompt, sampling: Sampling, *, promised: int = 0) -> None:
+    def check_memory(
+        self, prompt: Prompt, sampling: Sampling, *, promised: int = 0, held: tuple[int, int] = (0, 0)
+    ) -> None:
         """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded.
 
-        promised: bytes that look free and are not.
+        promised: bytes that look free and are not. held: as in `memory.need`.
         """
         weights = 0 if self._model is not None else memory.weight_bytes(self.config, self.placement.dtype)
-        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights)
+        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights, held)
         memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
@@ -242,8 +244,7 @@ class Engine:
     def room(self, prompt: Prompt, sampling: Sampling) -> int:
         """How many tokens an answer may have. Raises ContextLimitError when the prompt leaves none."""
         if len(prompt) >= self.max_context:
-            vision = sum(v.tokens(self.config.vision_config) for v in prompt.visions)
-            raise ContextLimitError(len(prompt), vision, self.max_context)
+            raise ContextLimitError(len(prompt), prompt.vision_tokens(self.config), self.max_context)
         return min(sampling.max_new_tokens, self.max_context - len(prompt))
 
     def cache(self, capacity: int) -> KVCache:
@@ -255,9 +256,8 @@ class Engine:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
         room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
+        cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
-            if cache is None:
-                cache = KVCache(self.config, len(prompt) + room, self.placement.dtype)
             prefilled = prefill(self.model, prompt, cache, self.features)
         writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         pads = (self.config.image_token_id, self.config.video_token_id)

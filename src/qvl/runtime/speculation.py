@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from qvl.runtime.records import Sampling
 
 _LENGTHS = (2, 4, 8, 16)
-# Figures forget: a tenth with every draft, a quarter with every step measured.
+# How much of what earlier drafts taught is left after each new one.
 _MEMORY = 0.9
-_NEW = 0.25
+# A step takes its own time and whatever else the machine does meanwhile, so the fastest counts; but it may rise by this
+# with every step measured, since contexts grow.
+_RISE = 1.02
 # How much longer a step is assumed to take for each further token, before it was measured.
 _NOMINAL = 0.03
 # What a draft has to promise to be made: there is work beside the step itself.
@@ -30,14 +32,14 @@ class StepCosts:
             self._seconds[tokens] = None
             return
         before = self._seconds[tokens]
-        self._seconds[tokens] = seconds if before is None else before + _NEW * (seconds - before)
+        self._seconds[tokens] = seconds if before is None else min(seconds, _RISE * before)
 
     def ratio(self, base: int, tokens: int) -> float:
         """How much longer a step of `tokens` takes than one of `base`, which are fewer."""
         first = self._seconds.get(base)
         if first is None:
             return 1 + _NOMINAL * (tokens - base)
-        return self._estimate(tokens, base, first) / first
+        return max(1.0, self._estimate(tokens, base, first) / first)
 
     def _estimate(self, tokens: int, base: int, first: float) -> float:
         """Between the measured sizes around, on a line; beyond them, from the largest one."""
