@@ -17,7 +17,7 @@ from qvl.schema import revise
 
 _MEDIA = {"images": "image", "image": "image", "videos": "video", "video": "video"}
 _SAMPLING = tuple(entry.name for entry in fields(Sampling))
-_KEYS = ("id", "messages", "prompt", *_MEDIA, "system", "sampling", *_SAMPLING)
+KEYS = ("id", "messages", "prompt", *_MEDIA, "system", "sampling", *_SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def read_record(data: Mapping[str, object], defaults: Defaults) -> Question:
     """
     given = {name: value for name, value in data.items() if value is not None}
     for name in given:
-        if name not in _KEYS:
-            raise UsageError(f"unknown key {name!r}{suggest(name, _KEYS)}")
+        if name not in KEYS:
+            raise UsageError(f"unknown key {name!r}{suggest(name, KEYS)}")
     sampling = _sampling(given)
     if "messages" in given:
         rival = next((name for name in ("prompt", *_MEDIA) if name in given), None)

@@ -41,10 +41,10 @@ class Outcome:
 def infer(
     media: MediaOptions,
     question: QuestionOptions,
+    batch: BatchOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
     output: OutputOptions,
-    batch: BatchOptions,
 ) -> None:
     """Answer a question about pictures and clips. The answer goes to standard output, all else to standard error."""
     if output.quiet:

@@ -11,7 +11,7 @@ import pytest
 
 from qvl.cli.batch_each import each_record
 from qvl.cli.batch_input import FileRecords, Records, StreamRecords
-from qvl.cli.batch_record import Defaults, read_record
+from qvl.cli.batch_record import KEYS, Defaults, read_record
 from qvl.cli.options import MediaOptions
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image, Message, Text, Video
@@ -241,3 +241,11 @@ def test_a_digest_is_of_the_content_and_not_of_the_id_or_the_spacing(tmp_path: P
     second = file_of(tmp_path, '{"seed":1,"prompt":"a"}', '{"id": 2, "prompt": "B"}').tickets
     assert first is not None and second is not None
     assert first[0].digest == second[0].digest and first[1].digest != second[1].digest
+
+
+def test_the_page_about_batches_names_every_key_and_its_examples_are_read() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "batch.md").read_text(encoding="utf-8")
+    questions = page.split("```json\n")[1].split("```")[0].splitlines()
+    assert [len(read(json.loads(line)).messages) for line in questions] == [1, 1, 2]
+    table = page.split("## Answers")[0]
+    assert not [key for key in KEYS if f"`{key}`" not in table]

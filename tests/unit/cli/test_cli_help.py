@@ -65,6 +65,7 @@ def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFi
     assert [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
         "Pictures and clips:",
         "Question:",
+        "Many questions:",
         "Model:",
         "Answer:",
         "Output:",
