@@ -143,7 +143,7 @@ def test_a_draw_is_drafted_for_only_when_asked_and_draws_the_same(parrot: Engine
 
 
 def test_an_unknown_way_to_speculate_is_refused(engine: Engine) -> None:
-    with pytest.raises(UsageError, match="speculate must be auto or on or off"):
+    with pytest.raises(UsageError, match="speculate must be auto, on or off"):
         engine.generate([Message.of("user", "Hi")], Sampling(speculate="always"))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="speculate"):
         Profile().revised({"generation": {"speculate": "always"}}, "test")
