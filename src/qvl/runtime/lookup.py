@@ -50,8 +50,8 @@ class Lookup:
     def _after_the_longest_match(self) -> int | None:
         """The place behind the longest earlier match of the newest tokens; of equally long ones the newest."""
         ids, size = self._ids[: self._count], 0
-        ends = np.arange(self._count - 1)
-        while size < LONGEST:
+        ends = np.arange(max(0, self._count - 1))
+        while len(ends) and size < LONGEST:
             longer = ends[ends >= size]
             longer = longer[ids[longer - size] == ids[self._count - 1 - size]]
             if not len(longer):
