@@ -35,7 +35,7 @@ class MemoryLimitError(QvlError):
 
 
 class DeviceError(QvlError):
-    """The device or dtype asked for is not available here."""
+    """The device, dtype or native ops asked for are not available here."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -18,6 +18,9 @@ import numpy.typing as npt
 from qvl.hub.small_vocabulary import first_special_id, write_processor, write_tokenizer
 from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
+from qvl.model.shapes import FULL_2B, TINY
+
+__all__ = ["FULL_2B", "TINY", "RandomWeights", "is_linear", "parameter_shapes", "tensors_sha256", "write_checkpoint"]
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["hf", "paddle"]
@@ -26,38 +29,6 @@ ConfigForm = Literal["flat", "nested"]
 GENERATOR_VERSION = 1  # raised when the same config and seed come to mean other weights or another vocabulary
 _METADATA = {"hf": "pt", "paddle": "np"}
 _BLOCK_NUMBERS = 1 << 20  # drawn and written at once: 4 MB, which stays in the cache
-
-# Enough of everything to go wrong in: grouped heads, three rotary sections of two sizes, more than one vision block.
-TINY = ModelConfig(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=128,
-    vocab_size=1024,
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    mrope_section=(2, 3, 3),
-    image_token_id=1010,
-    video_token_id=1011,
-    vision_start_token_id=1007,
-    vision_end_token_id=1008,
-    bos_token_id=998,
-    eos_token_id=1000,
-    torch_dtype="float32",
-    vision_config=VisionConfig(depth=2, embed_dim=48, hidden_size=64, num_heads=4),
-)
-FULL_2B = ModelConfig(
-    hidden_size=1536,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    intermediate_size=8960,
-    vocab_size=151936,
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    vision_config=VisionConfig(hidden_size=1536),
-)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
