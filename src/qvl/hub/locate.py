@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from qvl.errors import CheckpointError
+from qvl.hub.places import expanded, places, qvl_home
 
 DEMO = "demo"
 _DEMO_FILES = (
@@ -18,33 +17,16 @@ _DEMO_FILES = (
 )
 
 
-def qvl_home() -> Path:
-    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here.
-
-    Raises CheckpointError when neither is known.
-    """
-    if os.environ.get("QVL_HOME"):
-        return _expanded(os.environ["QVL_HOME"])
-    home = _home()
-    if home is None:
-        raise CheckpointError("there is no home folder to keep models in; set QVL_HOME to one for them")
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "qvl"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qvl"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qvl"
-
-
 def find(model: str | Path) -> Path | None:
     """The checkpoint folder of a model, or None when it is not here. Never touches the network.
 
     Raises CheckpointError for a place that may not be looked into.
     """
     try:
-        folder = _expanded(model)
+        folder = expanded(model)
         if folder.is_dir():
             return folder
-        return next((place for place in _places(str(model)) if (place / "config.json").is_file()), None)
+        return next((place.folder for place in places(str(model)) if (place.folder / "config.json").is_file()), None)
     except (OSError, ValueError) as error:
         raise _unreadable(error, str(model)) from None
 
@@ -67,40 +49,9 @@ def locate(model: str | Path) -> Path:
     )
 
 
-def _home() -> Path | None:
-    """The user's home folder; None in a container whose user has neither $HOME nor an entry in passwd."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return None
-
-
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise CheckpointError(f"{path}: the home folder that ~ stands for is not known") from None
-
-
 def _unreadable(error: OSError | ValueError, place: str) -> CheckpointError:
     why = error.strerror or error if isinstance(error, OSError) else error
     return CheckpointError(f"{getattr(error, 'filename', None) or place}: cannot be read ({why})")
-
-
-def _places(model: str) -> Iterator[Path]:
-    """Folders a hub id such as "Qwen/Qwen2-VL-2B-Instruct" may be in, the surest first."""
-    if model.count("/") != 1:
-        return
-    yield qvl_home() / "models" / model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache")
-    hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    repository = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub") / f"models--{model.replace('/', '--')}"
-    revision = repository / "refs" / "main"
-    if revision.is_file():
-        yield repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
-    modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
-    yield modelscope / "models" / model
-    yield modelscope / model
 
 
 def _demo() -> Path:
