@@ -25,11 +25,12 @@ _NOT_OURS = ("FLAGS_enable_pir_in_executor",)
 def parts(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The answer, a part at a time: "paddle", "placement", "ops", then "fit" for each shape and place.
 
-    question: "device" and "dtype" as a profile has them; "subjects", see `Subject.to_json`; for a profile that trains,
-    "training" with its "profile", "settings" and the model's "config". The key "error" of a part says what of the
+    question: "device" and "dtype" as a profile has them; "threads";
+    "subjects", see `Subject.to_json`; for a profile that trains,
+    "training" with its "profile", "options" and the model's "config". The key "error" of a part says what of the
     request cannot be had, and the rest is then what would be had without it.
     """
-    yield {"part": "paddle", **_paddle()}
+    yield {"part": "paddle", **_paddle(question["threads"])}
     placement, error = _placement(question["device"], question["dtype"])
     yield {"part": "placement", **({"error": error} if error else {}), **(placement or {})}
     yield {"part": "ops", **_ops((placement or {}).get("attention", "composed"))}
@@ -39,16 +40,26 @@ def parts(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"part": "training", **_training(question["training"], placement)}
 
 
-def _paddle() -> dict[str, Any]:
+def _paddle(threads: int) -> dict[str, Any]:
     from qvl import environment
 
+    environment.set_threads(threads)
+    before = dict(os.environ)
     environment.prepare()
     import paddle
 
+    prepared = {name: value for name, value in os.environ.items() if before.get(name) != value}
     on_gpu = paddle.device.is_compiled_with_cuda()
     cuda, cudnn = (str(word) if on_gpu else "" for word in (paddle.version.cuda(), paddle.version.cudnn()))
     gpus = [_gpu(index) for index in range(paddle.device.cuda.device_count())] if on_gpu else []
-    return {"version": paddle.__version__, "cuda": cuda, "cudnn": cudnn, "gpus": gpus, "flags": _flags(on_gpu)}
+    return {
+        "version": paddle.__version__,
+        "cuda": cuda,
+        "cudnn": cudnn,
+        "gpus": gpus,
+        "flags": _flags(on_gpu),
+        "prepared": prepared,
+    }
 
 
 def _gpu(index: int) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator
     import paddle
 
     from qvl import machine
-    from qvl.doctor.fit import Room, fit
+    from qvl.doctor.fit import QUANTISATIONS, Room, fit
     from qvl.doctor.subjects import Subject
     from qvl.runtime.memory import available_bytes
 
@@ -113,8 +124,10 @@ def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator
         paddle.set_device(device)
         size = machine.memory_size() if device == "cpu" else _gpu(int(device.partition(":")[2]))["memory"]
         room = Room(available_bytes(), size)
-        for known in subjects:
-            yield {"part": "fit", **dataclasses.asdict(fit(Subject.from_json(known), device, dtype, room))}
+        for subject in map(Subject.from_json, subjects):
+            for quantize in (subject.quantize,) if subject.asked else QUANTISATIONS:
+                found = fit(dataclasses.replace(subject, quantize=quantize), device, dtype, room)
+                yield {"part": "fit", **dataclasses.asdict(found)}
 
 
 def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
@@ -122,19 +135,20 @@ def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any
     import paddle
 
     from qvl.model.config import ModelConfig
-    from qvl.profile import load_profile
+    from qvl.profile_training import TrainingOptions
     from qvl.runtime.memory import available_bytes
+    from qvl.schema import build
     from qvl.training.run import estimate_training
 
     paddle.set_device(placement["device"])
-    profile = load_profile(asked["profile"], asked["settings"])
-    config, options = ModelConfig.from_dict(asked["config"]), profile.training
+    config = ModelConfig.from_dict(asked["config"])
+    options = build(TrainingOptions, asked["options"], asked["profile"])
     tokens = min(options.max_length, config.max_position_embeddings) * options.micro_batch_size
     need, _, _ = estimate_training(config, options, placement["dtype"], tokens)
     free = available_bytes()
     return {
         **dataclasses.asdict(need),
-        "profile": profile.name,
+        "profile": asked["profile"],
         "device": placement["device"],
         "dtype": placement["dtype"],
         "total": need.total,

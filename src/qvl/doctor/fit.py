@@ -11,6 +11,8 @@ from qvl.doctor.subjects import Subject
 from qvl.processing.prompt import Prompt
 from qvl.runtime import memory
 
+# What the profile key `quantize` takes; `weight_bytes` knows the size of each.
+QUANTISATIONS = ("none",)
 # What a question takes beside its picture, and how finely the context that fits is told.
 _QUESTION_TOKENS = 64
 _STEP = 256
@@ -26,7 +28,7 @@ class Room:
 
 def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
     """The parts of a run at the full context, and the most of it that fits beside one picture."""
-    weights = memory.weight_bytes(subject.config, dtype)
+    weights = weight_bytes(subject, dtype)
     context = subject.context
     picture = subject.picture.tokens(subject.config.vision_config)
     smallest = min(context, picture + _QUESTION_TOKENS + subject.new_tokens)
@@ -51,6 +53,11 @@ def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
         size=room.size,
         verdict=_verdict(full.total, least.total, room),
     )
+
+
+def weight_bytes(subject: Subject, dtype: str) -> int:
+    """Bytes of all weights as they lie in memory."""
+    return memory.weight_bytes(subject.config, dtype)
 
 
 def _verdict(full: int, least: int, room: Room) -> Verdict:

@@ -35,8 +35,8 @@ class ThreadChoice:
 class Paddle:
     """error: why it does not run here, and then nothing else is known. cuda: version it was built for, if any.
 
-    gpus: those it can use. flags: by name, those that matter or were changed, as text. device, dtype, attention: what
-    a run gets.
+    gpus: those it can use. flags: by name, those that matter or were changed, as text. prepared: variables that qvl
+    sets for it. device, dtype, attention: what a run gets.
     """
 
     error: str = ""
@@ -45,6 +45,7 @@ class Paddle:
     cudnn: str = ""
     gpus: tuple[Gpu, ...] = ()
     flags: dict[str, str] = field(default_factory=dict)
+    prepared: dict[str, str] = field(default_factory=dict)
     device: str = ""
     dtype: str = ""
     attention: str = ""
@@ -116,19 +117,22 @@ class Training:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint that is here. state: "verified", "complete", "not checked", or what is wrong with it."""
+    """A checkpoint that is here. keeper: whose folder it is. state: as `StoredModel`, or "damaged".
 
-    name: str
+    error: what is wrong with it. bytes: of its files.
+    """
+
+    id: str
     folder: str
-    size: int
-    source: str
+    bytes: int
+    keeper: str
     state: str
-    ok: bool
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where qvl keeps models: bytes free on that disk, None when it cannot be known. error: why not."""
+    """Where qvl keeps models. free: bytes on that disk, None when it cannot be known. error: why not."""
 
     folder: str
     free: int | None

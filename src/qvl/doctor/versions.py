@@ -9,7 +9,8 @@ from qvl import __version__
 
 _PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 # Named even when they are missing, in the order they are shown.
-_NEEDED = ("numpy", "tokenizers", "pillow", "paddlenlp")
+_ALWAYS = ("numpy", "tokenizers", "pillow")
+_NEEDED = (*_ALWAYS, "paddlenlp")
 _OPTIONAL = ("decord", "av", "huggingface_hub", "modelscope", "aistudio-sdk", "safetensors", "psutil", "rich", "typer")
 
 
@@ -21,6 +22,12 @@ def versions() -> dict[str, str]:
     found |= {name: _version(name) for name in _NEEDED}
     found |= {name: installed for name in _OPTIONAL if (installed := _version(name))}
     return found
+
+
+def missing(found: dict[str, str]) -> list[str]:
+    """What nothing works without, and is not there."""
+    names = [name for name in _ALWAYS if not found.get(name)]
+    return [f"{name} is not installed, and nothing works without it: install qvl again" for name in names]
 
 
 def remarks(found: dict[str, str]) -> list[str]:

@@ -64,3 +64,53 @@ def published_config(model: str) -> ModelConfig | None:
     """The shape of a checkpoint of the Qwen organisation by its hub id, base or Instruct; None for any other name."""
     size = model.removeprefix("Qwen/Qwen2-VL-").removesuffix("-Instruct")
     return _PUBLISHED.get(size) if model.startswith("Qwen/Qwen2-VL-") else None
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a checkpoint and its shape in the Hugging Face layout, where a linear is [out, in]."""
+    return {**_vision_shapes(config.vision_config), **_language_shapes(config)}
+
+
+def _vision_shapes(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
+    width, inner, patch = vision.embed_dim, vision.intermediate_size, vision.patch_size
+    merged = width * vision.spatial_merge_size**2
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.patch_embed.proj.weight": (width, vision.in_channels, vision.temporal_patch_size, patch, patch)
+    }
+    for number in range(vision.depth):
+        block = f"visual.blocks.{number}"
+        shapes |= _with_bias(f"{block}.norm1", (width,))
+        shapes |= _with_bias(f"{block}.norm2", (width,))
+        shapes |= _with_bias(f"{block}.attn.qkv", (3 * width, width))
+        shapes |= _with_bias(f"{block}.attn.proj", (width, width))
+        shapes |= _with_bias(f"{block}.mlp.fc1", (inner, width))
+        shapes |= _with_bias(f"{block}.mlp.fc2", (width, inner))
+    shapes |= _with_bias("visual.merger.ln_q", (width,))
+    shapes |= _with_bias("visual.merger.mlp.0", (merged, merged))
+    shapes |= _with_bias("visual.merger.mlp.2", (vision.hidden_size, merged))
+    return shapes
+
+
+def _language_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    for number in range(config.num_hidden_layers):
+        layer = f"model.layers.{number}"
+        shapes[f"{layer}.input_layernorm.weight"] = (width,)
+        shapes |= _with_bias(f"{layer}.self_attn.q_proj", (heads, width))
+        shapes |= _with_bias(f"{layer}.self_attn.k_proj", (kv_heads, width))
+        shapes |= _with_bias(f"{layer}.self_attn.v_proj", (kv_heads, width))
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, heads)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
+    shapes["model.norm.weight"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes
+
+
+def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
