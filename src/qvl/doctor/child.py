@@ -1,4 +1,4 @@
-"""Asks Paddle, in a process of its own, where a crash costs nobody but itself: `python -m qvl.doctor.child`.
+"""Asks Paddle, in a process of its own, where a crash costs nobody but itself. Started by `qvl.doctor.probe`.
 
 Standard input is one JSON object (see `parts`); every part of the answer is a line of JSON on standard output as
 soon as it is known, so that what was found out before a crash is kept.
@@ -103,10 +103,8 @@ def _ops(attention: Any) -> dict[str, Any]:
     try:
         status.check()
         return dataclasses.asdict(status.status(attention))
-    except QvlError as error:
-        # Still of use: what is asked for cannot be had, and this is what there is.
-        os.environ.pop(status.VARIABLE, None)
-        return {**dataclasses.asdict(status.status(attention)), "error": str(error)}
+    except QvlError as error:  # what is asked for cannot be had; this is what there is
+        return {**dataclasses.asdict(status.status(attention, "auto")), "error": str(error)}
 
 
 def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -163,7 +161,3 @@ def main() -> None:
         os.dup2(2, 1)
         for part in parts(json.loads(sys.stdin.read())):
             print(json.dumps(part), file=channel, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,12 +12,14 @@ from typing import Any
 # Paddle answers in 2 s; a cold disk and a driver that wakes up have been seen to take a minute.
 DEADLINE = 180.0
 
+_CHILD = "import sys; sys.path = [p for p in sys.path if p]; from qvl.doctor.child import main; main()"
 _NOT_INSTALLED = "Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU"
 
 
 def ask(question: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """The parts of the answer that came, and why no more did: an empty text when all are there."""
-    command = [sys.executable, "-m", "qvl.doctor.child"]
+    # Not by -m, which would look for modules in the working directory first.
+    command = [sys.executable, "-c", _CHILD]
     try:
         done = subprocess.run(
             command, input=json.dumps(question), capture_output=True, text=True, timeout=DEADLINE, check=False

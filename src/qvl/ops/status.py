@@ -78,9 +78,12 @@ def check() -> None:
         raise DeviceError(f"{VARIABLE}=native: {build}; unset {VARIABLE} to run the composed ones")
 
 
-def status(attention: AttentionImpl = "composed") -> OpsStatus:
-    """Every op with its body, for a placement whose attention runs `attention`. Raises UsageError as `requested`."""
-    asked, build = requested(), find_build()
+def status(attention: AttentionImpl = "composed", asked: Request | None = None) -> OpsStatus:
+    """Every op with its body, for a placement whose attention runs `attention`.
+
+    asked: None: what `requested` says, which may raise UsageError.
+    """
+    asked, build = asked or requested(), find_build()
     missing = build if isinstance(build, str) else ""
     ops = tuple(_op(name, asked, build, attention) for name in NAMES)
     return OpsStatus(asked, not missing, missing, () if isinstance(build, str) else build.instructions, ops)
