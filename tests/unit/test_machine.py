@@ -13,7 +13,7 @@ from qvl import environment, machine
 @pytest.fixture
 def _one_socket_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "allowed_threads", lambda: 16)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)  # noqa: ARG005
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
 
 
 @pytest.mark.parametrize("version", [1, 2])

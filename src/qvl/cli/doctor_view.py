@@ -94,8 +94,8 @@ def _processor(cpu: Cpu) -> list[str]:
 
 
 def _gpu(gpu: Gpu) -> list[str]:
-    words = [gpu.name, _gib(gpu.memory)]
-    if gpu.free is not None:
+    words = [gpu.name, _gib(gpu.memory) if gpu.memory else "memory not known"]
+    if gpu.memory and gpu.free is not None:
         words.append(f"{_gib(gpu.free)} free")
     if gpu.capability:
         words.append(f"compute capability {gpu.capability}")
