@@ -30,6 +30,10 @@ class CheckpointError(QvlError):
     """A model folder is incomplete, damaged, or of a kind qvl does not run."""
 
 
+class DownloadError(QvlError):
+    """A model could not be downloaded, checked or removed."""
+
+
 class MemoryLimitError(QvlError):
     """The run would not fit in the memory of the device."""
 

@@ -48,7 +48,8 @@ def in_huggingface_cache(source: Path, home: Path, model: str) -> Path:
     return snapshot
 
 
-def test_an_empty_machine_has_no_models(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_an_empty_machine_has_no_models() -> None:
     assert store.list_models() == ()
 
 
@@ -99,7 +100,8 @@ def test_half_a_download_is_partial_and_not_a_model(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen/../etc", "../Qwen", "Qwen/..", "/Qwen", "a/b/c", "Qwen/", "~a/b", "a\\b/c"])
-def test_a_name_never_leads_out_of_the_store(home: Path, name: str) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_name_never_leads_out_of_the_store(name: str) -> None:
     from qvl.hub.places import is_hub_id, places
 
     assert not is_hub_id(name) and not list(places(name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from qvl.doctor.records import Model, Store
 from qvl.errors import QvlError
-from qvl.hub.locate import locate
+from qvl.hub.locate import DEMO, find, locate
 from qvl.hub.places import store_folder
 from qvl.hub.store import list_models
 from qvl.model.checkpoint import Layout, find_pickle, list_tensors
@@ -47,9 +48,12 @@ def flaw(folder: Path, layout: Layout | None = None) -> str:
 
 
 def unusable(profile: Profile) -> str:
-    """Why the model of a profile could not be opened; nothing where it could. The demo is made when it is needed."""
+    """Why the model of a profile could not be opened; nothing where it could."""
+    if profile.model == DEMO:
+        return _not_writable()
     try:
-        folder = locate(profile.model)
+        # Which raises for a model that is not here. One that is here it would note as used.
+        folder = find(profile.model) or locate(profile.model)
         layout: Layout | None = None if profile.weight_layout == "auto" else profile.weight_layout
         found = flaw(folder, layout)
         if found:
@@ -66,13 +70,27 @@ def unusable(profile: Profile) -> str:
     return ""
 
 
+def _not_writable() -> str:
+    """Why the demo model could not be made when it is needed."""
+    kept = store()
+    there = _existing(Path(kept.folder)) if kept.folder else None
+    if there is None or not os.access(there, os.W_OK | os.X_OK):
+        return kept.error or f"{kept.folder}: cannot be written, so the demo model cannot be made; set QVL_HOME"
+    return ""
+
+
+def _existing(folder: Path) -> Path | None:
+    """The folder, or the nearest above it that is there."""
+    return next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+
+
 def store() -> Store:
     """qvl's own folder for models, whether it is there yet or not."""
     try:
         folder = store_folder()
     except QvlError as error:
         return Store("", None, str(error))
-    there = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+    there = _existing(folder)
     try:
         return Store(str(folder), shutil.disk_usage(there).free if there is not None else None)
     except OSError as error:

@@ -8,9 +8,14 @@ import tempfile
 from pathlib import Path
 
 from qvl.errors import CheckpointError
-from qvl.hub.places import expanded, places, qvl_home
+from qvl.hub import manifest
+from qvl.hub.lock import Lock, download_lock, held_by, read_lock, shared
+from qvl.hub.places import expanded, is_hub_id, places, qvl_home, store_folder
+from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"
+# What this process has loaded, with the lock that keeps it in place.
+_leases: dict[Path, Lock | None] = {}
 _DEMO_FILES = (
     *("config.json", "model.safetensors", "preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
@@ -26,7 +31,10 @@ def find(model: str | Path) -> Path | None:
         folder = expanded(model)
         if folder.is_dir():
             return folder
-        return next((place.folder for place in places(str(model)) if (place.folder / "config.json").is_file()), None)
+        there = [place for place in places(str(model)) if (place.folder / "config.json").is_file()]
+        # Other tools leave folders with a few files of a model in them, which are no model.
+        whole = (place.folder for place in there if place.keeper == "qvl" or is_whole(place.folder))
+        return next(whole, None)
     except (OSError, ValueError) as error:
         raise _unreadable(error, str(model)) from None
 
@@ -34,19 +42,42 @@ def find(model: str | Path) -> Path | None:
 def locate(model: str | Path) -> Path:
     """Like `find`, but makes the demo checkpoint when it is asked for and not yet there.
 
-    Raises CheckpointError that says where was looked and what to do.
+    The folder of a model that qvl has downloaded is kept from being removed until the process ends.
+    Raises CheckpointError that says what to do.
     """
     if str(model) == DEMO:
         return _demo()
     found = find(model)
     if found is not None:
+        _lease(found)
         return found
     if "/" not in str(model) or str(model).startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: no such model folder")
-    raise CheckpointError(
-        f"{model} is not on this machine (looked in {qvl_home() / 'models'} and the caches of Hugging Face and "
-        "ModelScope); get it with any of their tools, or give its folder with --model DIR"
-    )
+    raise CheckpointError(_missing(str(model)))
+
+
+def _lease(folder: Path) -> None:
+    """Share the folder's lock for the rest of the process, and remember that it was used."""
+    if folder in _leases or not (folder / manifest.NAME).is_file():
+        return
+    _leases[folder] = shared(read_lock(folder))
+    note_use(folder)
+
+
+def _missing(model: str) -> str:
+    """Why a model is not here, and the one command that helps."""
+    if not is_hub_id(model):
+        return f"{model}: no such model folder"
+    target = store_folder() / model
+    if (holder := held_by(download_lock(target))) is not None:
+        return f"{model} is being downloaded by {holder}; it can be loaded when that is done"
+    # Only here, since profiles are read for it.
+    from qvl.hub.names import short_name
+
+    command = f"qvl download {short_name(model)}"
+    if partial_folder(target).is_dir():
+        return f"{model} is here in part only; go on with: {command}"
+    return f"{model} is not on this machine; get it with: {command}"
 
 
 def _unreadable(error: OSError | ValueError, place: str) -> CheckpointError:

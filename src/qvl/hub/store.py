@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Literal
 
 from qvl.errors import CheckpointError
 from qvl.hub import manifest, places
-from qvl.model.checkpoint import find_pickle, find_shards
 
 State = Literal["verified", "unverified", "incomplete", "partial"]
 # The source of a model that was not downloaded by qvl.
@@ -80,13 +80,9 @@ def is_whole(folder: Path) -> bool:
 
 
 def note_use(folder: Path) -> None:
-    """Remember that a model was loaded now; a folder that is not qvl's, or cannot be written, stays as it is."""
-    if not (folder / manifest.NAME).is_file():
-        return
-    try:
+    """Remember that a model was loaded now; a folder that cannot be written stays as it is."""
+    with contextlib.suppress(OSError):
         (folder / manifest.USED).touch()
-    except OSError:
-        return
 
 
 _SOURCES: dict[places.Keeper, str] = {"huggingface": "huggingface", "modelscope": "modelscope", "paddlenlp": "bos"}
@@ -117,6 +113,8 @@ def _looks_whole(folder: Path) -> bool:
     """Whether config.json, a tokenizer and every shard that the index names are there."""
     if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
         return False
+    from qvl.model.checkpoint import find_pickle, find_shards  # NumPy comes with it, and --help is to be quick
+
     try:
         return find_pickle(folder) is not None or bool(find_shards(folder))
     except (CheckpointError, OSError):
