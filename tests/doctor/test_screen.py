@@ -43,7 +43,16 @@ def test_one_screen_of_80_columns_and_no_colour_in_a_pipe(doctor: Run) -> None:
     labels = [line.split(" ")[0] for line in lines if not line.startswith(" ")]
     expected = ["qvl", "versions", "processor", "memory", "threads", "Paddle", "ops", "fits", "models", "well"]
     assert [label for label in labels if label in expected] == expected
-    assert not Path("home").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_looking_changes_nothing(doctor: Run, home: Path, tiny_checkpoint: Path) -> None:
+    assert doctor("-q", "--profile", "demo") == (0, "", "")
+    assert not home.exists()
+    shutil.copytree(tiny_checkpoint, home / "models" / "Some" / "Model")
+    before = sorted(home.rglob("*"))
+    assert doctor("-q", "--model", "Some/Model") == (0, "", "")
+    assert sorted(home.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("here")

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def surroundings(tmp_path: Path) -> dict[str, str]:
@@ -30,10 +32,13 @@ def test_the_screen_and_the_json_of_a_machine(surroundings: dict[str, str], tmp_
     assert (code, err) == (0, "")
     assert out.startswith("qvl ") and max(map(len, out.splitlines())) <= 80 and "\x1b" not in out
     assert "\nthreads    1: --threads says so\n" in out
-    code, out, err = run({**surroundings, "QVL_THREADS": "1"}, "--json")
+    code, out, err = run({**surroundings, "QVL_THREADS": "1", "FLAGS_check_nan_inf": "1"}, "--json")
     report = json.loads(out)
     assert (code, err, report["ok"]) == (0, "", True)
     assert report["threads"] == {"count": 1, "reason": "QVL_THREADS says so"}
+    assert report["paddle"]["prepared"]["OMP_NUM_THREADS"] == "1"
+    assert report["paddle"]["flags"]["FLAGS_check_nan_inf"] == "True"
+    assert report["environment"]["FLAGS_check_nan_inf"] == "1"
     assert list(tmp_path.iterdir()) == []  # it looks, and leaves nothing behind
 
 

@@ -58,7 +58,7 @@ def _screen(report: Report) -> Iterator[Line]:
     yield from _problems(report)
     if report.ok:
         asked = report.asked["profile"]
-        words = f"profile {asked} will work here" if asked else "nothing that was asked for is in the way"
+        words = f"profile {asked} will work here" if asked else "everything that was asked for will work"
         yield [("well".ljust(_LABEL), "bold green"), (words, "")]
 
 

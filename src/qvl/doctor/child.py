@@ -43,8 +43,8 @@ def parts(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _paddle(threads: int) -> dict[str, Any]:
     from qvl import environment
 
-    environment.set_threads(threads)
     before = dict(os.environ)
+    environment.set_threads(threads)
     environment.prepare()
     import paddle
 
