@@ -100,3 +100,9 @@ def is_model(folder: Path, hub: Hub) -> bool:
 def nothing_kept(store: Path, hub: Hub) -> bool:
     """Whether there is no folder with the model's name."""
     return not (store / hub.model).exists()
+
+
+def one_error(code: int, out: str, err: str) -> bool:
+    """Whether a run ended in one line of error and printed no folder."""
+    errors = [line for line in err.splitlines() if line.startswith("qvl: error:")]
+    return code == 1 and out == "" and len(errors) == 1

@@ -11,34 +11,17 @@ import hashlib
 import http.server
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.answers import Answer, Asked, send
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 4096  # from this size on a file is in LFS
 KEY = "X-Signature=do-not-show"  # what a content server's addresses have in their query
-
-
-@dataclass
-class Asked:
-    """A request for a file's bytes, as the server saw it, and how many bytes it sent."""
-
-    method: str
-    path: str
-    name: str
-    headers: Mapping[str, str]
-    sent: int = 0
-    status: int = 0
-
-
-class Answer(Protocol):
-    """Sends the answer to a request for bytes in place of the server's own way."""
-
-    def __call__(self, handler: Handler, data: bytes, asked: Asked) -> None: ...
 
 
 @dataclass
@@ -220,101 +203,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.bytes(name)
         else:
             self.plain(404)
-
-
-def send(handler: Handler, data: bytes, asked: Asked, headers: Mapping[str, str] | None = None) -> None:
-    """A file as a good server sends it."""
-    first = _first(asked)
-    total = len(data)
-    if first >= total > 0:
-        handler.plain(416, {"Content-Range": f"bytes */{total}"})
-        return
-    asked.status = 206 if first else 200
-    part = {"Content-Range": f"bytes {first}-{total - 1}/{total}"} if first else {}
-    handler.send_response(asked.status)
-    for name, value in {**(headers or {}), **part, "Content-Length": str(total - first)}.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    if handler.command == "GET":
-        write(handler, data[first:], asked)
-
-
-def write(handler: Handler, data: bytes, asked: Asked, pause: float = 0.0) -> None:
-    for start in range(0, len(data), 16384):
-        handler.wfile.write(data[start : start + 16384])
-        asked.sent += len(data[start : start + 16384])
-        time.sleep(pause)
-
-
-def cut(after: int) -> Answer:
-    """Promise the rest of the file, send so many bytes of it and close the connection."""
-
-    def answer(handler: Handler, data: bytes, asked: Asked) -> None:
-        rest = data[_first(asked) :]
-        _head(handler, data, asked, len(rest))
-        write(handler, rest[:after], asked)
-        handler.close_connection = True
-
-    return answer
-
-
-def stall(after: int, seconds: float) -> Answer:
-    """Send so many bytes, then nothing for a while, and give up."""
-
-    def answer(handler: Handler, data: bytes, asked: Asked) -> None:
-        rest = data[_first(asked) :]
-        _head(handler, data, asked, len(rest))
-        write(handler, rest[:after], asked)
-        time.sleep(seconds)
-        handler.close_connection = True
-
-    return answer
-
-
-def slow(pause: float) -> Answer:
-    """The file, with a pause after every 16 KiB."""
-
-    def answer(handler: Handler, data: bytes, asked: Asked) -> None:
-        rest = data[_first(asked) :]
-        _head(handler, data, asked, len(rest))
-        write(handler, rest, asked, pause)
-
-    return answer
-
-
-def refuse(code: int, headers: Mapping[str, str] | None = None) -> Answer:
-    return lambda handler, _data, _asked: handler.plain(code, dict(headers or {}))
-
-
-def whole(data: bytes | None = None, *, cut_at: int | None = None, framed: bool = True) -> Answer:
-    """All of a file, or of something else, whatever range was asked for. framed: with its length."""
-
-    def answer(handler: Handler, own: bytes, asked: Asked) -> None:
-        body = own if data is None else data
-        handler.send_response(200)
-        if framed:
-            handler.send_header("Content-Length", str(len(body)))
-        else:
-            handler.send_header("Connection", "close")
-        handler.end_headers()
-        write(handler, body[:cut_at], asked)
-        handler.close_connection = not framed or cut_at is not None
-
-    return answer
-
-
-def _head(handler: Handler, data: bytes, asked: Asked, length: int) -> None:
-    first = _first(asked)
-    asked.status = 206 if first else 200
-    handler.send_response(asked.status)
-    if first:
-        handler.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
-    handler.send_header("Content-Length", str(length))
-    handler.end_headers()
-
-
-def _first(asked: Asked) -> int:
-    return int(asked.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
 
 
 def _sibling(hub: Hub, name: str) -> dict[str, Any]:

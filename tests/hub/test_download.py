@@ -10,8 +10,9 @@ import pytest
 from qvl.hub import manifest
 from qvl.hub.locate import find
 from qvl.hub.names import PUBLISHED
+from tests.hub.answers import Answer, Asked, cut, refuse
 from tests.hub.conftest import BIG, INDEX, NEEDED, NOT_NEEDED, SHARDS, Run, is_model
-from tests.hub.server import COMMIT, KEY, Answer, Asked, Hub, cut, refuse
+from tests.hub.server import COMMIT, KEY, Hub
 from tests.hub.test_store import in_huggingface_cache
 
 TOKEN = "hf_nobody_may_see_this"

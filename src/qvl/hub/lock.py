@@ -235,8 +235,9 @@ def _write_name(handle: int, afresh: bool) -> None:
 
 def command() -> str:
     """This process as a person would call it: the program and its arguments, shortened."""
-    words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]] if sys.argv else ["python"]
-    text = " ".join(words)
+    program = Path(sys.argv[0] if sys.argv else "")
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    text = " ".join([{"cli": "qvl", "": "python"}.get(name, name), *sys.argv[1:]])
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
