@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qvl.hub.transfer import _Part
-from tests.hub.conftest import INDEX, NEEDED, SHARDS, Run, is_model, nothing_kept, one_error
+from tests.hub.conftest import BIG, INDEX, NEEDED, SHARDS, Run, is_model, nothing_kept, one_error
 from tests.hub.server import Hub
 
 
@@ -104,3 +104,20 @@ def test_a_folder_that_cannot_be_written_is_one_error(
     code, out, err = run("2b")
     assert one_error(code, out, err) and "cannot be written (Read-only file system)" in err
     assert not hub.names()
+
+
+def test_what_another_file_system_has_is_linked_by_name(
+    hub: Hub, run: Run, home: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = home / ".cache/modelscope/hub/models" / hub.model
+    place.mkdir(parents=True)
+    (place / BIG).write_bytes(hub.files[BIG])
+    disk = small_disk("size=60m")
+    monkeypatch.setenv("QVL_HOME", str(disk))
+    assert run("2b", "--source", "hf")[0] == 0
+    folder = disk / "models" / hub.model
+    assert is_model(folder, hub) and BIG not in hub.names()
+    assert (folder / BIG).is_symlink() and (folder / BIG).samefile(place / BIG)
+    assert run("--verify", "2b", "--offline")[0] == 0
+    assert run("--rm", "2b")[0] == 0
+    assert (place / BIG).exists()

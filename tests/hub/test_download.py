@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+import qvl.cli
+from qvl.errors import CheckpointError
 from qvl.hub import manifest
-from qvl.hub.locate import find
+from qvl.hub.locate import find, locate
 from qvl.hub.names import PUBLISHED
 from tests.hub.answers import Answer, Asked, cut, refuse
 from tests.hub.conftest import BIG, INDEX, NEEDED, NOT_NEEDED, SHARDS, Run, is_model
@@ -285,3 +289,45 @@ def test_two_files_with_the_same_bytes_come_once(hub: Hub, run: Run, store: Path
     assert is_model(store / hub.model, hub)
     same = ("generation_config.json", "preprocessor_config.json")
     assert len([asked for asked in hub.asked if asked.name in same]) == 1
+
+
+def test_a_failure_before_anything_has_arrived_leaves_no_trace(hub: Hub, run: Run, store: Path) -> None:
+    hub.status = lambda _: (404, {})
+    assert run("2b")[0] == 1
+    assert not list(store.rglob("*.partial"))
+    with pytest.raises(CheckpointError, match=r"is not on this machine; get it with: qvl download 2b$"):
+        locate(hub.model)
+
+
+def test_a_mirror_with_a_password_in_its_address(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.token = base64.b64encode(b"me:secret").decode()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http://", "http://me:secret@"))
+    code, out, err = run("2b", "--source", "hf")
+    assert code == 0 and "secret" not in out + err
+    assert not any("Authorization" in headers for _, path, headers in hub.seen if path.startswith("/cdn/"))
+
+
+def test_infer_names_the_one_command_that_gets_a_missing_model(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home
+    monkeypatch.setenv("QVL_OFFLINE", "1")
+    assert qvl.cli.main(["infer", "--profile", "7b-base", "-p", "A photo of"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        "qvl: error: Qwen/Qwen2-VL-7B is not on this machine; get it with: qvl download 7b-base\n",
+    )
+
+
+def test_a_published_layout_is_loaded_after_its_download(
+    hub: Hub, run: Run, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+    hub.misbehave = lambda asked: cut(100_000) if "Range" not in asked.headers else None
+    assert run("2b")[0] == 0
+    assert qvl.cli.main(["infer", "--profile", "2b", "-p", "Hello", "--max-new-tokens", "2", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out
+    assert qvl.cli.main(["download", "--list", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert abs(model["last_used"] - time.time()) < 600

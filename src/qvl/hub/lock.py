@@ -154,6 +154,8 @@ def exclusive(path: Path, on_wait: Callable[[str], None] | None = None) -> Itera
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            path.unlink()  # whoever waits for it notices, and takes the next one of the name
         if lock is not None:
             lock.release()
 

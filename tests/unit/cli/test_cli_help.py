@@ -38,7 +38,9 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "infer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["infer", "--help"], ["--version"], ["profiles", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["infer", "--help"], ["download", "--help"], ["--version"], ["profiles", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from qvl.cli import main; main(sys.argv[1:]);"
