@@ -14,16 +14,6 @@ from qvl.hub.digest import hash_file
 from qvl.hub.locate import find
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of its own, with no variable that leads out of it."""
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "MODELSCOPE_CACHE", "PPNLP_HOME", "QVL_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
-    return tmp_path
-
-
 def downloaded(source: Path, folder: Path, model: str) -> Path:
     """A copy of a checkpoint with the manifest that a download would write."""
     shutil.copytree(source, folder)

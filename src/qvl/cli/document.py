@@ -24,6 +24,10 @@ The answer goes to standard output and nothing else does. Exit codes: 0 an answe
 
 ENVIRONMENT = {
     "QVL_HOME": "The folder of qvl's own models, under `models/`; `qvl` in the platform's cache folder by default.",
+    "QVL_OFFLINE": "1: use no network, neither for models nor for pictures.",
+    "QVL_SOURCE": "Where models are downloaded from, as --source; before the profile's `source`.",
+    "QVL_DOWNLOAD_TIMEOUT": "Seconds without a byte after which a connection is given up and made anew; 30.",
+    "QVL_DOWNLOAD_TRIES": "Attempts in a row that bring nothing, before a download is given up; 6.",
     "QVL_CONFIG_HOME": "The folder that holds `profiles/` with your own profiles.",
     "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
     "QVL_OPS": "`auto` (the native ops where they are built, which is the default), `composed`, or `native`, which "
@@ -33,6 +37,11 @@ ENVIRONMENT = {
     "NO_COLOR": "No colours.",
     "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's tools keep what they downloaded; models are found there.",
     "MODELSCOPE_CACHE": "The same for ModelScope's.",
+    "PPNLP_HOME": "The same for PaddleNLP's.",
+    "HF_ENDPOINT, MODELSCOPE_ENDPOINT, PPNLP_ENDPOINT, AISTUDIO_ENDPOINT": "Another address, such as a mirror's, for "
+    "each source.",
+    "HF_TOKEN, MODELSCOPE_API_TOKEN, AISTUDIO_ACCESS_TOKEN": "A token for models that are not for everybody; those in "
+    "the files that the tools of Hugging Face and AI Studio write are found too.",
 }
 
 JSON_KEYS = {

@@ -12,7 +12,6 @@ from pathlib import Path
 from qvl.errors import CheckpointError
 from qvl.hub import manifest
 from qvl.hub.digest import hash_file
-from qvl.hub.lock import exclusive, read_lock
 from qvl.hub.manifest import FileRecord, Manifest
 from qvl.hub.remote import Listing, RemoteFile, SourceError
 from qvl.hub.transfer import cannot_write, whole_path
@@ -60,15 +59,14 @@ def put_together(listing: Listing, files: Sequence[RemoteFile], partial: Path) -
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Give a finished folder its name. Raises DownloadError, BusyError when somebody loads what is there already."""
-    with exclusive(read_lock(folder)):
-        try:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-            new.replace(folder)
-            _sync(folder.parent)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
+    """Give a finished folder its name, which no folder has that is not empty. Raises DownloadError."""
+    try:
+        if folder.is_dir():
+            folder.rmdir()
+        new.replace(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 def record_of(file: RemoteFile, path: Path) -> FileRecord:

@@ -90,7 +90,12 @@ def download(request: Request, watcher: Watcher | None = None) -> Got:
         partial = partial_folder(target)
         with _writing(target):
             partial.mkdir(parents=True, exist_ok=True)
-        got = _from_sources(request, partial, watcher)
+        try:
+            got = _from_sources(request, partial, watcher)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # unless something has arrived
+            raise
         shutil.rmtree(partial, ignore_errors=True)
         return got
 

@@ -50,7 +50,8 @@ def locate(model: str | Path) -> Path:
     found = find(model)
     if found is not None:
         _lease(found)
-        return found
+        if found.is_dir():
+            return found
     if "/" not in str(model) or str(model).startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: no such model folder")
     raise CheckpointError(_missing(str(model)))

@@ -154,6 +154,8 @@ def exclusive(path: Path, on_wait: Callable[[str], None] | None = None) -> Itera
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            path.unlink()  # whoever waits for it notices, and takes the next one of the name
         if lock is not None:
             lock.release()
 
@@ -235,8 +237,9 @@ def _write_name(handle: int, afresh: bool) -> None:
 
 def command() -> str:
     """This process as a person would call it: the program and its arguments, shortened."""
-    words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]] if sys.argv else ["python"]
-    text = " ".join(words)
+    program = Path(sys.argv[0] if sys.argv else "")
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    text = " ".join([{"cli": "qvl", "": "python"}.get(name, name), *sys.argv[1:]])
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from glob import escape
 from pathlib import Path
 
 from qvl.errors import DownloadError, UsageError
@@ -12,6 +13,8 @@ from qvl.hub import manifest, places
 from qvl.hub.lock import BusyError, download_lock, exclusive, read_lock
 from qvl.hub.store import partial_folder
 from qvl.hub.transfer import cannot_write
+
+_ASIDE = ".removed-"
 
 
 def remove(model: str, folder: Path | None = None) -> int:
@@ -22,7 +25,7 @@ def remove(model: str, folder: Path | None = None) -> int:
     """
     target = folder if folder is not None else places.store_folder() / model
     partial = partial_folder(target)
-    there = [path for path in (target, partial) if path.exists()]
+    there = [path for path in (target, partial, *_half_removed(target)) if path.exists()]
     if not there:
         raise UsageError(f"{model} is nothing that qvl has downloaded{_elsewhere(model) if folder is None else ''}")
     if folder is not None and target.exists() and manifest.read(target) is None:
@@ -31,10 +34,7 @@ def remove(model: str, folder: Path | None = None) -> int:
         with exclusive(download_lock(target)), exclusive(read_lock(target)):
             freed = sum(_frees(path) for path in there)
             for path in there:
-                _remove_folder(path)
-            for lock in (read_lock(target), download_lock(target)):
-                with contextlib.suppress(OSError):  # Windows keeps what is open
-                    lock.unlink()
+                _remove_folder(path, target.name)
     except BusyError as error:
         raise DownloadError(f"{model} is in use by {error}; end that first") from None
     except OSError as error:
@@ -45,11 +45,16 @@ def remove(model: str, folder: Path | None = None) -> int:
     return freed
 
 
-def _remove_folder(folder: Path) -> None:
+def _remove_folder(folder: Path, name: str) -> None:
     """A process that ends in the middle leaves nothing that looks like a model."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name.strip('.')}.removed-", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{name}{_ASIDE}", dir=folder.parent))
     folder.replace(aside / "old")
     shutil.rmtree(aside)
+
+
+def _half_removed(target: Path) -> list[Path]:
+    """What a process has left that was killed while it removed the model."""
+    return list(target.parent.glob(f".{escape(target.name)}{_ASIDE}*"))
 
 
 def _frees(folder: Path) -> int:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.auth import AuthBase
+from requests.auth import AuthBase, HTTPBasicAuth
 from requests.structures import CaseInsensitiveDict
 
 from qvl import __version__
@@ -65,7 +65,7 @@ class Web:
     def __init__(self, auth: AuthBase | None, patience: Patience, stop: threading.Event | None = None) -> None:
         self._session = requests.Session()
         # Else requests would look into ~/.netrc and let what it finds there take the token's place.
-        self._session.auth = auth or _nobody
+        self._session.auth = auth or _as_addressed
         self._session.headers.update({"User-Agent": f"qvl/{__version__}", "Accept-Encoding": "identity"})
         self._stop = stop or threading.Event()
         self.patience = patience
@@ -175,8 +175,10 @@ def endpoint(variables: tuple[str, ...], default: str) -> str:
     return default
 
 
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
+def _as_addressed(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Nobody in particular, or who stands in the address, as that of a mirror of one's own may have it."""
+    user, password = requests.utils.get_auth_from_url(request.url or "")
+    return HTTPBasicAuth(user, password)(request) if user else request
 
 
 def _linked(headers: Headers) -> dict[str, str]:

@@ -39,7 +39,15 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["infer", "--help"], ["--version"], ["profiles", "--help"], ["doctor", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["infer", "--help"],
+        ["--version"],
+        ["profiles", "--help"],
+        ["download", "--help"],
+        ["doctor", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
