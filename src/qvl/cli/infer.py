@@ -84,7 +84,7 @@ def default_profile() -> tuple[str, str | None]:
         return _FALLBACK, None
     return (
         "demo",
-        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; --model DIR names another",
+        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; 'qvl download 2b' gets it",
     )
 
 
