@@ -86,7 +86,8 @@ def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypa
     assert small["total"] == small["weights"] + small["cache"] + max(small["vision"], small["prefill"])
     assert small["weights"] < small["least"] < small["total"]
     assert {fit["verdict"] for fit in report["fits"]} == {"full"}
-    assert {fit["usable_context"] for fit in report["fits"]} == {32768}
+    contexts = {fit["profiles"][0]: fit["usable_context"] for fit in report["fits"]}
+    assert contexts == {"demo": 4096, "2b": 32768, "7b": 32768, "72b": 32768}
 
 
 @pytest.mark.usefixtures("here")
