@@ -7,10 +7,10 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from qvl.cli.options import MediaOptions, QuestionOptions
@@ -24,7 +24,7 @@ _CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 _PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-_VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
+LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
 
 
 class StandardInput:
@@ -74,7 +74,7 @@ def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Messag
     messages = _with_limits(messages, media)
     for part in parts(messages):
         if not isinstance(part, Text):
-            _check_source(part)
+            check_source(part)
     return messages
 
 
@@ -119,7 +119,7 @@ def _with_content(messages: tuple[Message, ...], where: str) -> tuple[Message, .
 
 
 def _single_turn(question: QuestionOptions, media: MediaOptions, stdin: StandardInput) -> tuple[Message, ...]:
-    items = [*(_medium(source, stdin) for source in media.media), *(_clip(source, stdin) for source in media.video)]
+    items = [*(_medium(source, stdin) for source in media.media), *(clip(source, stdin) for source in media.video)]
     user = Message("user", interleave(_prompt(question, stdin), items))
     if not user.parts:
         raise UsageError("the question is empty")
@@ -149,7 +149,8 @@ def _medium(source: str, stdin: StandardInput) -> Image | Video:
     return Image(source)
 
 
-def _clip(source: str, stdin: StandardInput) -> Video:
+def clip(source: str, stdin: StandardInput) -> Video:
+    """A clip by file, folder, pattern of frames or URL. Raises MediaError and UsageError."""
     if source == STDIN:
         return Video(_some(stdin.read("a clip", _media().CLIP_BYTES), "clip"))
     if _is_remote(source) or _exists(source):
@@ -195,6 +196,13 @@ def _media() -> ModuleType:
     from qvl.processing import media
 
     return media
+
+
+def kind_of(source: str) -> Literal["image", "video"] | None:
+    """What a path, URL or data: URI is by its name or type; None for anything else. Nothing is opened."""
+    if _is_data(source):
+        return "video" if _is_clip(source) else "image" if source[:11].lower() == "data:image/" else None
+    return "video" if _is_clip(source) else "image" if _ending(source) in _PICTURE_ENDINGS else None
 
 
 def _is_data(source: str) -> bool:
@@ -248,26 +256,28 @@ def _check_limits(media: MediaOptions) -> None:
 
 def _with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
     """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
-    given: dict[str, Any] = {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
+    given: dict[str, Any] = {name: value for name in LIMITS if (value := getattr(media, name)) is not None}
     has_clip = any(isinstance(part, Video) for part in parts(messages))
     for name in given:
         if not (has_media(messages) if name in _IMAGE_LIMITS else has_clip):
             lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
             raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
 
-    def limited(part: Part) -> Part:
-        if isinstance(part, Text):
-            return part
-        own = {name for name in _VIDEO_LIMITS if getattr(part, name, None) is not None}
-        if own & {"fps", "nframes"}:
-            own |= {"fps", "nframes"}
-        names = _IMAGE_LIMITS if isinstance(part, Image) else _VIDEO_LIMITS
-        return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
-
-    return tuple(Message(message.role, tuple(map(limited, message.parts))) for message in messages)
+    return tuple(Message(m.role, tuple(limited(part, given) for part in m.parts)) for m in messages)
 
 
-def _check_source(part: Image | Video) -> None:
+def limited(part: Part, given: Mapping[str, Any]) -> Part:
+    """The part with the limits of `given` that are for its kind and that it does not set itself."""
+    if isinstance(part, Text):
+        return part
+    own = {name for name in LIMITS if getattr(part, name, None) is not None}
+    if own & {"fps", "nframes"}:
+        own |= {"fps", "nframes"}
+    names = _IMAGE_LIMITS if isinstance(part, Image) else LIMITS
+    return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
+
+
+def check_source(part: Image | Video) -> None:
     """Find a missing file now, rather than after a model of many gigabytes was loaded."""
     frames = part.source if isinstance(part.source, (list, tuple)) else [part.source]
     for source in frames:
