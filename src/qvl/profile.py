@@ -46,6 +46,8 @@ class Generation:
     seed: Annotated[int, Range(at_least=0)] | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_loops: bool = False
+    speculate: Literal["auto", "on", "off"] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Profile:
     add_vision_id: write "Picture 1: " or "Video 1: " before each of them.
     system: the system turn of a conversation that has none; None: the template's own.
     max_context: tokens of prompt and answer together; None: the checkpoint's.
+    feature_cache_mib: MiB of encoded pictures and clips that are kept in case they come again; 0: none.
     weight_layout: "auto" trusts the metadata of the files.
     training: what `qvl finetune` does; see TrainingOptions.
     allow_pickle: read `.pdparams`, which can run code of whoever made the file.
@@ -93,6 +96,7 @@ class Profile:
     add_vision_id: bool = False
     system: str | None = None
     max_context: _Count | None = None
+    feature_cache_mib: Annotated[int, Range(at_least=0)] = 256
     generation: Generation = field(default_factory=Generation)
     quantize: Annotated[str, Pattern("none", "none (quantised weights are not available yet)")] = "none"
     weight_layout: Literal["auto", "hf", "paddle"] = "auto"

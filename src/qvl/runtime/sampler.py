@@ -7,12 +7,13 @@ at 21 to 31.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from qvl.errors import QvlError, UsageError
-from qvl.runtime.records import Sampling
+from qvl.runtime.records import Sampling, Speculate
 
 Logits = npt.NDArray[np.float32]
 
@@ -113,6 +114,7 @@ def check(sampling: Sampling) -> None:
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
         ("repetition_penalty", weakest <= penalty <= strongest, f"{weakest:g} to {strongest:g}"),
+        ("speculate", sampling.speculate in get_args(Speculate), " or ".join(get_args(Speculate))),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
     )
     for name, holds, expected in rules:
