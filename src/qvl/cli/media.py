@@ -65,7 +65,7 @@ class StandardInput:
 
 def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Message, ...]:
     """The messages to answer. Local files are known to exist; nothing is decoded. Raises UsageError and MediaError."""
-    _check_limits(media)
+    check_limits(media)
     stdin = StandardInput()
     if question.messages is not None:
         messages = _messages_file(question, media, stdin)
@@ -247,7 +247,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(digits or -1), rest) for digits, rest in re.findall(r"(\d*)(\D*)", name)]
 
 
-def _check_limits(media: MediaOptions) -> None:
+def check_limits(media: MediaOptions) -> None:
     if media.fps is not None and media.nframes is not None:
         raise UsageError("--fps and --nframes exclude each other")
     if (media.resized_height is None) != (media.resized_width is None):

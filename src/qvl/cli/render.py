@@ -169,7 +169,12 @@ def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int], None] | N
 
 
 def stats(figures: Stats, finish_reason: FinishReason) -> None:
-    """The figures of an answer, a line each."""
+    """The figures of an answer on stderr, a line each."""
+    to_stderr("".join(f"{name:<12} {value}\n" for name, value in stats_rows(figures, finish_reason)))
+
+
+def stats_rows(figures: Stats, finish_reason: str) -> list[tuple[str, str]]:
+    """The figures of an answer as names and values."""
     rows = [
         ("prompt", f"{figures.prompt_tokens} tokens, {figures.vision_tokens} of them pictures and clips"),
         ("answer", f"{figures.new_tokens} tokens ({finish_reason})"),
@@ -181,7 +186,13 @@ def stats(figures: Stats, finish_reason: FinishReason) -> None:
         ("decode", f"{_seconds(figures.decode_seconds)}, {figures.tokens_per_second:.1f} tokens/s"),
         ("peak memory", f"{figures.peak_memory_bytes / GIB:.2f} GiB"),
     ]
-    to_stderr("".join(f"{name:<12} {value}\n" for name, value in rows))
+    if figures.reused_tokens or figures.reused_visions:
+        seen = f"{figures.encoded_visions} pictures and clips encoded, {figures.reused_visions} known"
+        computed = f"{figures.computed_tokens} tokens computed, {figures.reused_tokens} from the cache; {seen}"
+        rows.insert(1, ("reuse", computed))
+    if figures.drafted_tokens:
+        rows.append(("drafts", f"{figures.accepted_tokens} of {figures.drafted_tokens} tokens accepted"))
+    return rows
 
 
 def _seconds(value: float) -> str:
