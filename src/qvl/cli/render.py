@@ -173,8 +173,8 @@ def stats(figures: Stats, finish_reason: FinishReason) -> None:
     to_stderr("".join(f"{name:<12} {value}\n" for name, value in stats_rows(figures, finish_reason)))
 
 
-def stats_rows(figures: Stats, finish_reason: str) -> list[tuple[str, str]]:
-    """The figures of an answer as names and values."""
+def stats_rows(figures: Stats, finish_reason: str, in_conversation: bool = False) -> list[tuple[str, str]]:
+    """The figures of an answer as names and values. in_conversation: with what an earlier turn saved this one."""
     rows = [
         ("prompt", f"{figures.prompt_tokens} tokens, {figures.vision_tokens} of them pictures and clips"),
         ("answer", f"{figures.new_tokens} tokens ({finish_reason})"),
@@ -186,10 +186,10 @@ def stats_rows(figures: Stats, finish_reason: str) -> list[tuple[str, str]]:
         ("decode", f"{_seconds(figures.decode_seconds)}, {figures.tokens_per_second:.1f} tokens/s"),
         ("peak memory", f"{figures.peak_memory_bytes / GIB:.2f} GiB"),
     ]
-    if figures.reused_tokens or figures.reused_visions:
-        seen = f"{figures.encoded_visions} pictures and clips encoded, {figures.reused_visions} known"
-        computed = f"{figures.computed_tokens} tokens computed, {figures.reused_tokens} from the cache; {seen}"
-        rows.insert(1, ("reuse", computed))
+    if in_conversation:
+        cached = f"{figures.computed_tokens} tokens, {figures.reused_tokens} from the cache"
+        seen = f"{figures.encoded_visions} pictures and clips, {figures.reused_visions} known already"
+        rows[1:1] = [("computed", cached), ("encoded", seen)]
     if figures.drafted_tokens:
         rows.append(("drafts", f"{figures.accepted_tokens} of {figures.drafted_tokens} tokens accepted"))
     return rows

@@ -8,7 +8,7 @@ import random
 import pytest
 from rich.console import Console
 from rich.markdown import Markdown
-from screen import Screen
+from tests.screen import Screen
 
 from qvl.cli.chat import live
 from qvl.cli.chat.live import LiveMarkdown

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qvl.cli import boxes as drawing
 from qvl.cli import render
 from qvl.cli.chat import attachments, clipboard, files
-from qvl.cli.chat.dialogue import Dialogue, from_messages, media_of, text_of
+from qvl.cli.chat.dialogue import Dialogue, from_messages, text_of
 from qvl.errors import UsageError
 from qvl.grounding import parse_boxes
 from qvl.messages import Message, Text
@@ -181,7 +181,8 @@ def load(chat: Chat, rest: str) -> None:
     with chat.view.working(f"reading {path.name}"):
         messages = attachments.kept(files.read(path))
     dialogue, question = from_messages(messages)
-    chat.replaced(dialogue)
+    turns = tuple(replace(turn, sent=chat.settings.applied(turn.asked)) for turn in dialogue.turns)
+    chat.replaced(replace(dialogue, turns=turns))
     chat.attached, chat.draft, chat.last = (), question, None
     chat.own_files.add(str(path.resolve()))
     end = ", and a question: /retry asks it" if question else ""
@@ -231,7 +232,7 @@ def stats(chat: Chat, rest: str) -> None:
     if last.stats is None:
         chat.view.rows([("prompt", f"{last.prompt_tokens} tokens"), ("answer", f"{last.new_tokens} tokens (stopped)")])
     else:
-        chat.view.rows(render.stats_rows(last.stats, last.ended))
+        chat.view.rows(render.stats_rows(last.stats, last.ended, in_conversation=True))
     used = chat.model.prompt_tokens(chat.dialogue.messages)
     held = chat.model.held_tokens
     chat.view.rows([("conversation", f"{used} tokens of {chat.model.max_context}, {held} of them in the cache")])
@@ -242,11 +243,6 @@ def leave(chat: Chat, rest: str) -> None:  # noqa: ARG001 -- "exit please" leave
     from qvl.cli.chat.talk import Leave
 
     raise Leave
-
-
-def media_names(chat: Chat) -> str:
-    """What is attached, for a prompt."""
-    return ", ".join(map(attachments.short_name, chat.attached or media_of(chat.draft)))
 
 
 def _default_system(chat: Chat) -> str:

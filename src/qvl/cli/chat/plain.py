@@ -82,6 +82,8 @@ def converse(chat: Chat) -> None:
     for text in _inputs(chat, shows_prompt):
         if not chat.respond(text):
             return
+        if chat.interrupted and not shows_prompt:  # nobody is there who could ask something else
+            raise KeyboardInterrupt
 
 
 def _inputs(chat: Chat, shows_prompt: bool) -> Iterator[str]:

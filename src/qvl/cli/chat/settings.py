@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qvl.cli.media import LIMITS, limited
 from qvl.errors import UsageError, suggest
-from qvl.messages import Message, Video
+from qvl.messages import Message
 from qvl.runtime.records import Sampling
 
 DEFAULT = "default"
 _SAMPLING = tuple(entry.name for entry in fields(Sampling))
 NAMES = (*_SAMPLING, *LIMITS)
+_SECONDS = ("fps", "video_start", "video_end")  # numbers; every other limit is a whole number
 _MAY_BE_ZERO = ("video_start", "video_end")
 _PAIRS = {"fps": "nframes", "nframes": "fps"}
 _TRUTH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
@@ -35,7 +36,8 @@ class Settings:
         """
         name = name.lower().replace("-", "_")
         if name not in NAMES:
-            raise UsageError(f"/set: there is no setting {name!r}{suggest(name, NAMES)}; /set lists them")
+            begun = next((f", did you mean '{known}'?" for known in NAMES if known.startswith(name)), "")
+            raise UsageError(f"/set: there is no setting {name!r}{suggest(name, NAMES) or begun}; /set lists them")
         if not values:
             raise UsageError(f"/set {name}: give a value, or 'default' to take it back")
         group = "sampling" if name in _SAMPLING else "limits"
@@ -73,7 +75,7 @@ def _words(name: str, value: object) -> str:
 
 
 def _value(name: str, values: Sequence[str]) -> Any:
-    hint = get_type_hints(Sampling if name in _SAMPLING else Video)[name]
+    hint = get_type_hints(Sampling)[name] if name in _SAMPLING else float if name in _SECONDS else int
     if get_origin(hint) is tuple:
         return tuple(values)
     if len(values) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Chat:
 
     attached: pictures and clips for the next question. draft: a question that was not answered, for /retry and /edit.
     before: the conversation that /clear, /load or /drop took away, for /undo. exit_code: of the first error.
+    interrupted: whether Ctrl-C was ever pressed while something was done.
     """
 
     def __init__(self, model: ChatModel, view: View, settings: Settings | None = None) -> None:
@@ -67,6 +68,7 @@ class Chat:
         self.last: Last | None = None
         self.own_files: set[str] = set()  # what /save wrote or /load read here, which /save may write over
         self.exit_code = 0
+        self.interrupted = False
         self.pasted = 0
         self.debug = False
         self.shows_stats = False
@@ -91,6 +93,7 @@ class Chat:
         except Leave:
             return False
         except KeyboardInterrupt:
+            self.interrupted = True
             self.view.note("stopped")
         except (BrokenPipeError, OutputError):
             raise
@@ -147,6 +150,7 @@ class Chat:
             with self.view.working("reading pictures and clips"):
                 prompt = self.model.prompt((*base.messages, *sent), sampling)
         except KeyboardInterrupt:
+            self.interrupted = True
             self.view.note("stopped; the conversation is as it was, /retry asks again")
             return
         except ContextLimitError as error:
@@ -218,15 +222,19 @@ class Chat:
         reply = _Reply()
         with self.view.answering(f"reading {len(prompt)} tokens") as out:
             stream: Any = self.model.stream(prompt, sampling)
-            with suppress(KeyboardInterrupt), closing(stream):  # what came before it stays
-                for chunk in stream:
-                    reply.text += chunk.text
-                    reply.token_ids += chunk.token_ids
-                    out.write(chunk.text)
-                    if chunk.finish_reason is not None:
-                        reply.ended, reply.stats = chunk.finish_reason, chunk.stats
-                    elif out.stopped:
-                        break
+            try:
+                with closing(stream):
+                    for chunk in stream:
+                        reply.text += chunk.text
+                        reply.token_ids += chunk.token_ids
+                        out.write(chunk.text)
+                        if chunk.finish_reason is not None:
+                            reply.ended, reply.stats = chunk.finish_reason, chunk.stats
+                        elif out.stopped:
+                            self.interrupted = True
+                            break
+            except KeyboardInterrupt:
+                self.interrupted = True  # what came before it stays
         return reply
 
     def _failed(self, text: str, code: int) -> None:
