@@ -8,10 +8,10 @@ import random
 import pytest
 from rich.console import Console
 from rich.markdown import Markdown
-from tests.screen import Screen
 
 from qvl.cli.chat import live
 from qvl.cli.chat.live import LiveMarkdown
+from tests.screen import Screen
 
 ANSWER = """# A table and more
 

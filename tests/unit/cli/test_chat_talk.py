@@ -369,3 +369,13 @@ def test_show_and_stats_say_what_there_is(talk: Talk) -> None:
     figures = dict(talk.view.tables[1])
     assert figures["computed"] == "0 tokens, 0 from the cache" and figures["answer"] == "3 tokens (stop)"
     assert dict(talk.view.tables[2])["conversation"] == "15 tokens of 1000, 0 of them in the cache"
+
+
+def test_what_is_attached_stays_for_the_next_question_when_an_older_one_is_asked_again(talk: Talk) -> None:
+    talk.model.fails = MemoryLimitError("no room")
+    talk.fail("One?")
+    talk.model.fails = None
+    talk.say("cat.png", "/retry")
+    assert len(talk.chat.attached) == 1
+    talk.say("Two?")
+    assert [len(turn.media) for turn in talk.chat.dialogue.turns] == [0, 1]

@@ -135,6 +135,7 @@ class Chat:
         if media_of(self.draft):
             self.view.note("the question that was not answered is given up, with its pictures and clips")
         parts: tuple[Part, ...] = (*self.attached, *reading.parts)
+        self.attached = ()
         self.send((Message("user", parts),), self.dialogue)
 
     def send(self, asked: tuple[Message, ...], base: Dialogue) -> None:
@@ -143,7 +144,7 @@ class Chat:
         A question that is new stays at hand for /retry and /edit until it is answered. Raises QvlError.
         """
         if base is self.dialogue:
-            self.attached, self.draft = (), asked
+            self.draft = asked
         sampling = self.model.sampling(self.settings.sampling)
         sent = self.settings.applied(asked)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -146,10 +147,10 @@ def _keys() -> KeyBindings:
 
 
 def _types_command() -> Condition:
-    """Offer commands at once; files only when Tab asks for them."""
+    """Offer commands at once; what follows them, and files, only when Tab asks for it."""
     from prompt_toolkit.application import get_app
 
-    return Condition(lambda: get_app().current_buffer.text.startswith("/"))
+    return Condition(lambda: re.fullmatch(r"/[a-z]*", get_app().current_buffer.text) is not None)
 
 
 class _Completer(Completer):
