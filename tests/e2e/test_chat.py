@@ -18,7 +18,7 @@ from qvl.processing.template import GROUNDING_MARKS
 
 pytest.importorskip("pty", reason="a pseudo-terminal is needed")
 
-from tests.e2e.terminal import PATIENCE, Terminal  # noqa: E402
+from tests.e2e.terminal import PATIENCE, Terminal
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CHAT = ["chat", "--profile", "demo"]
@@ -217,7 +217,7 @@ def test_an_editor_is_used_where_one_is_set(home: Path, folder: Path) -> None:
         terminal.say("One?")
         terminal.say("/edit")
         terminal.say("/save talk.json")
-        assert [message["content"] for message in saved(folder / "talk.json")][0] == "Changed?"
+        assert saved(folder / "talk.json")[0]["content"] == "Changed?"
 
 
 def test_colours_are_left_out_where_they_are_not_wanted(home: Path, folder: Path) -> None:
