@@ -169,6 +169,8 @@ def _finish(
         target.write(found)
         if not found:
             render.note(f"the answer has no boxes; {target.path} is the picture alone", output.quiet)
+    if outcome.finish_reason == "loop":
+        render.note("the answer went round in a loop and was ended there", output.quiet)
     if output.stats:
         render.stats(outcome.stats, outcome.finish_reason)
     if output.as_json:

@@ -184,6 +184,7 @@ def stats_rows(figures: Stats, finish_reason: str, in_conversation: bool = False
         ("prefill", _seconds(figures.prefill_seconds)),
         ("first token", f"{_seconds(figures.time_to_first_token)} after the question"),
         ("decode", f"{_seconds(figures.decode_seconds)}, {figures.tokens_per_second:.1f} tokens/s"),
+        *_savings(figures),
         ("peak memory", f"{figures.peak_memory_bytes / GIB:.2f} GiB"),
     ]
     if in_conversation:
@@ -192,6 +193,20 @@ def stats_rows(figures: Stats, finish_reason: str, in_conversation: bool = False
         rows[1:1] = [("computed", cached), ("encoded", seen)]
     if figures.drafted_tokens:
         rows.append(("drafts", f"{figures.accepted_tokens} of {figures.drafted_tokens} tokens accepted"))
+    return rows
+
+
+def _savings(figures: Stats) -> list[tuple[str, str]]:
+    """What did not have to be computed, or not one token at a time; nothing when there is nothing to tell."""
+    rows = []
+    if figures.reused_tokens or figures.reused_visions:
+        seen = f", {figures.reused_visions} pictures and clips" if figures.reused_visions else ""
+        rows.append(("reused", f"{figures.reused_tokens} tokens of the prompt{seen}"))
+    if figures.drafted_tokens:
+        share = 100 * figures.accepted_tokens / figures.drafted_tokens
+        rows.append(
+            ("drafts", f"{figures.accepted_tokens} of {figures.drafted_tokens} tokens accepted ({share:.0f} %)")
+        )
     return rows
 
 

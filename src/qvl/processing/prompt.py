@@ -62,6 +62,10 @@ class Prompt:
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
+    def vision_tokens(self, config: ModelConfig) -> int:
+        """How many of its tokens are pictures and clips."""
+        return sum(vision.tokens(config.vision_config) for vision in self.visions)
+
     def vision_starts(self, config: ModelConfig) -> tuple[int, ...]:
         """Where in `input_ids` each of `visions` begins; its tokens lie together."""
         pads = np.flatnonzero(np.isin(self.input_ids, (config.image_token_id, config.video_token_id)))

@@ -54,7 +54,7 @@ def prefill(model: Qwen2VL, prompt: Prompt, cache: KVCache, features: FeatureCac
     """Run what of a prompt the cache does not hold yet, which has to be a token at least."""
     start = time.perf_counter()
     reused = len(cache)
-    needed = _visions_behind(model.config, prompt, reused)
+    needed = visions_behind(model.config, prompt, reused)
     encoded, new = encode_visions(model, needed, features)
     if encoded is not None:
         _wait()
@@ -139,7 +139,7 @@ def slices_at_once(vision: Vision) -> int:
     return max(1, PATCHES_AT_ONCE // (height * width))
 
 
-def _visions_behind(config: ModelConfig, prompt: Prompt, tokens: int) -> list[Vision]:
+def visions_behind(config: ModelConfig, prompt: Prompt, tokens: int) -> list[Vision]:
     """Pictures and clips that have tokens behind the first `tokens` of the prompt."""
     starts = prompt.vision_starts(config)
     vision_config = config.vision_config

@@ -38,14 +38,16 @@ from qvl.processing.prompt import Prompt  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
-from qvl.runtime.answering import Answering, step  # noqa: E402
+from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
 from qvl.runtime.cache import KVCache  # noqa: E402
 from qvl.runtime.decode import encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
-from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats  # noqa: E402
+from qvl.runtime.lookup import Lookup  # noqa: E402
+from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
 from qvl.runtime.scheduler import serve  # noqa: E402
+from qvl.runtime.speculation import Speculation, StepCosts  # noqa: E402
 from qvl.runtime.writer import AnswerWriter  # noqa: E402
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -66,6 +68,7 @@ class Engine:
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
         self.features = FeatureCache(profile.feature_cache_mib << 20)
+        self.costs = StepCosts()
         self.load_seconds = 0.0
         self._model: Qwen2VL | None = None
 
@@ -178,13 +181,15 @@ class Engine:
         """The checkpoint's generation settings, then the profile's, then these (None says nothing)."""
         return resolve(self.generation, asdict(self.profile.generation), overrides)
 
-    def check_memory(self, prompt: Prompt, sampling: Sampling, *, promised: int = 0) -> None:
+    def check_memory(
+        self, prompt: Prompt, sampling: Sampling, *, promised: int = 0, held: tuple[int, int] = (0, 0)
+    ) -> None:
         """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded.
 
-        promised: bytes that look free and are not.
+        promised: bytes that look free and are not. held: as in `memory.need`.
         """
         weights = 0 if self._model is not None else memory.weight_bytes(self.config, self.placement.dtype)
-        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights)
+        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights, held)
         memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
@@ -239,8 +244,7 @@ class Engine:
     def room(self, prompt: Prompt, sampling: Sampling) -> int:
         """How many tokens an answer may have. Raises ContextLimitError when the prompt leaves none."""
         if len(prompt) >= self.max_context:
-            vision = sum(v.tokens(self.config.vision_config) for v in prompt.visions)
-            raise ContextLimitError(len(prompt), vision, self.max_context)
+            raise ContextLimitError(len(prompt), prompt.vision_tokens(self.config), self.max_context)
         return min(sampling.max_new_tokens, self.max_context - len(prompt))
 
     def cache(self, capacity: int) -> KVCache:
@@ -252,16 +256,18 @@ class Engine:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
         room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
+        cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
-            if cache is None:
-                cache = KVCache(self.config, len(prompt) + room, self.placement.dtype)
             prefilled = prefill(self.model, prompt, cache, self.features)
-        return Answering(prompt, prefilled, cache, sampler, AnswerWriter(self.processor.tokenizer, sampling, eos, room))
+        writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
+        pads = (self.config.image_token_id, self.config.video_token_id)
+        lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
+        return Answering(prompt, prefilled, cache, sampler, writer, Drafts(lookup, Speculation(sampling, self.costs)))
 
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
         with self.computing():
-            step(self.model, going)
+            step(self.model, going, self.costs)
 
     def chunks(self, answering: Answering) -> Iterator[Chunk]:
         """The rest of an answer, chunk by chunk."""
@@ -270,18 +276,16 @@ class Engine:
             self.step([answering])
             if answering.error is not None:
                 raise answering.error
-        yield Chunk(*answering.fresh(), answering.finish_reason, self.stats(answering))
+        yield Chunk(*answering.fresh(), answering.finish_reason, answering.stats(self.config, self.load_seconds))
 
     def answer(self, answering: Answering) -> Answer:
         """A finished answer as a record."""
         writer = answering.writer
         assert writer.finish_reason is not None
         ids = tuple(writer.token_ids)
-        return Answer(writer.text, writer.marked_text, ids, writer.finish_reason, self.stats(answering))
-
-    def stats(self, answering: Answering) -> Stats:
-        """The figures of an answer up to now."""
-        return answering.stats(self.config, self.load_seconds)
+        return Answer(
+            writer.text, writer.marked_text, ids, writer.finish_reason, answering.stats(self.config, self.load_seconds)
+        )
 
     @contextmanager
     def computing(self) -> Iterator[None]:

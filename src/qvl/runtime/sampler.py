@@ -114,7 +114,7 @@ def check(sampling: Sampling) -> None:
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
         ("repetition_penalty", weakest <= penalty <= strongest, f"{weakest:g} to {strongest:g}"),
-        ("speculate", sampling.speculate in get_args(Speculate), " or ".join(get_args(Speculate))),
+        ("speculate", sampling.speculate in get_args(Speculate), "auto, on or off"),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
     )
     for name, holds, expected in rules:

@@ -30,6 +30,15 @@ class _Running:
     key: object
     answering: Answering
 
+    @property
+    def done(self) -> bool:
+        return self.answering.finish_reason is not None or self.answering.error is not None
+
+    def finished(self, engine: Engine) -> Finished:
+        error = self.answering.error
+        answer = engine.answer(self.answering) if error is None else None
+        return Finished(self.key, answer, self.answering.prompt, error)
+
 
 @dataclass(frozen=True, eq=False)
 class _Read:
@@ -82,13 +91,17 @@ def _serve(engine: Engine, requests: Iterable[Request], batch_size: int, check_m
                 reader.pop()
                 if isinstance(joined, Finished):
                     yield joined
+                elif joined.done:
+                    yield joined.finished(engine)
                 else:
                     going.append(joined)
             if not going:
                 return
-            yield from _leave(engine, going)
-            if going:
-                engine.step([running.answering for running in going])
+            engine.step([running.answering for running in going])
+            done = [running for running in going if running.done]
+            going[:] = [running for running in going if not running.done]
+            for running in done:
+                yield running.finished(engine)
 
 
 def _join(engine: Engine, read: _Read, going: Sequence[_Running], check_memory: bool) -> _Running | Finished | None:
@@ -100,7 +113,7 @@ def _join(engine: Engine, read: _Read, going: Sequence[_Running], check_memory: 
             return None
         answering = engine.begin(prompt, read.request.sampling)
     except QvlError as error:
-        return Finished(read.request.key, None, prompt and prompt.without_patches(), error)
+        return Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), error)
     answering.prompt = prompt.without_patches()
     return _Running(read.request.key, answering)
 
@@ -114,13 +127,3 @@ def _fits(engine: Engine, prompt: Prompt, sampling: Sampling, going: Sequence[_R
             return False
         raise
     return True
-
-
-def _leave(engine: Engine, going: list[_Running]) -> Iterator[Finished]:
-    """Take those that are done out of the batch."""
-    done = [running for running in going if running.answering.finish_reason or running.answering.error]
-    going[:] = [running for running in going if running not in done]
-    for running in done:
-        answering = running.answering
-        answer = None if answering.error else engine.answer(answering)
-        yield Finished(running.key, answer, answering.prompt, answering.error)

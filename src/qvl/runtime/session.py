@@ -78,17 +78,25 @@ class Session:
             if chunk.finish_reason is None and self._turn != turn:
                 raise UsageError("this answer was left for another one; ask again")
 
+    def check_memory(self, prompt: Prompt, sampling: Sampling) -> None:
+        """As `Engine.check_memory`, with what this session holds taken into account."""
+        common, capacity = self._common(prompt), 0 if self._cache is None else self._cache.capacity
+        self._engine.check_memory(prompt, sampling, held=(common, capacity))
+
+    def _common(self, prompt: Prompt) -> int:
+        """How many tokens the prompt can keep. The last one always is run, for the logits behind it."""
+        return min(common_prefix(self._current(), prompt, self._engine.config), len(prompt) - 1)
+
     def _prepare(self, prompt: Prompt, room: int) -> KVCache:
-        """The cache with what of the prompt it can keep. The last token always is run, for the logits behind it."""
-        config = self._engine.config
-        common = min(common_prefix(self._held, prompt, config), len(prompt) - 1)
+        """The cache with what of the prompt it can keep, and room for the rest and the answer."""
+        common = self._common(prompt)
         if self._cache is None:
             self._cache = self._engine.cache(len(prompt) + room)
         self._cache.truncate(common)
         self._held = _first(self._held, common)
         self._cache.reserve(len(prompt) + room)
         # From here on it is this prompt that is being written; what of it is there is counted by `_current`.
-        self._held = _holding(prompt, config)
+        self._held = _holding(prompt, self._engine.config)
         return self._cache
 
     def _settle(self) -> None:
