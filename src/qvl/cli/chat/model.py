@@ -152,7 +152,7 @@ class ChatModel:
         """Read the media and lay out the prompt. Raises MediaError, ContextLimitError, MemoryLimitError, UsageError."""
         prompt = self._engine.prompt(messages)
         if not self.choice.model.no_memory_check:
-            self._engine.check_memory(prompt, sampling)
+            (self._engine if self._session is None else self._session).check_memory(prompt, sampling)
         return prompt
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Chunk]:
