@@ -23,8 +23,8 @@ The answer goes to standard output and nothing else does. Exit codes: 0 an answe
 """
 
 ENVIRONMENT = {
-    "QVL_HOME": "The folder of qvl's own models, under `models/`, and of what was typed in `qvl chat`; by default `qvl` in "
-    "the platform's folders for caches and for state.",
+    "QVL_HOME": "The folder of qvl's own models, under `models/`, and of what was typed in `qvl chat`; by default "
+    "`qvl` in the platform's folders for caches and for state.",
     "QVL_CONFIG_HOME": "The folder that holds `profiles/` with your own profiles.",
     "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
     "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",

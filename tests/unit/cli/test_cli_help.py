@@ -44,7 +44,8 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from qvl.cli import main; main(sys.argv[1:]);"
-        "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml', 'prompt_toolkit'};"
+        "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml',"
+        " 'prompt_toolkit'};"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)

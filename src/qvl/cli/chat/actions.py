@@ -177,7 +177,12 @@ def save(chat: Chat, rest: str) -> None:
 
 def load(chat: Chat, rest: str) -> None:
     """/load"""
-    path = files.source(_one(rest, "load", "FILE"))
+    open_file(chat, _one(rest, "load", "FILE"))
+
+
+def open_file(chat: Chat, name: str) -> None:
+    """Go on with a conversation from a file."""
+    path = files.source(name)
     with chat.view.working(f"reading {path.name}"):
         messages = attachments.kept(files.read(path))
     dialogue, question = from_messages(messages)

@@ -50,7 +50,7 @@ def source(name: str) -> Path:
     """The file of a conversation. Raises UsageError when there is none."""
     path = _path(name)
     if not exists(path) or path.is_dir():
-        raise UsageError(f"/load {path}: no such file")
+        raise UsageError(f"{path}: no such file")
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,10 @@ class Chat:
 
     def begin(self, system: str | None, messages: str | None) -> None:
         """Start with a system turn or with a conversation from a file. Raises QvlError."""
-        from qvl.cli.chat import commands
+        from qvl.cli.chat import actions
 
         if messages is not None:
-            commands.run(self, f'/load "{messages}"')
+            actions.open_file(self, messages)
             self.before = None
         if system is not None:
             self.dialogue = Dialogue(Message.of("system", system))
@@ -122,7 +122,8 @@ class Chat:
 
         known: what the marks of an edited text stand for.
         """
-        reading = read_line(text, known)
+        with self.view.working("reading pictures and clips") if "://" in text else nullcontext():
+            reading = read_line(text, known)
         if not reading.parts:
             return
         if len(reading.media) == len(reading.parts):
@@ -158,6 +159,11 @@ class Chat:
             size = f"{error.tokens} tokens with this question, the context holds {error.limit}"
             self._failed(f"the conversation has {size}; nothing was sent, nothing was cut", error.exit_code)
             context.offer(self, error, base, sampling)
+            return
+        except QvlError as error:
+            self._failed(str(error), error.exit_code)
+            again = "; /retry or /edit asks again" if self.draft else ""
+            self.view.note(f"the conversation is as it was{again}")
             return
         from qvl.cli.chat import commands
 
