@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -253,6 +254,19 @@ def test_a_piped_dialogue_goes_on_after_an_error_and_reports_it(home: Path, fold
     errors = done.stderr.splitlines()
     assert [error.startswith("qvl: error: ") for error in errors] == [True, True]
     assert done.stdout == piped(home, folder, *CHAT, *FEW, "--quiet", lines="One?\n").stdout
+
+
+def test_ctrl_c_ends_a_piped_dialogue(home: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "qvl.cli", *CHAT, *MANY, "--quiet"]
+    pipe, variables = subprocess.PIPE, {**os.environ, "QVL_HOME": str(home)}
+    with subprocess.Popen(command, cwd=folder, env=variables, stdin=pipe, stdout=pipe, stderr=pipe) as talking:
+        assert talking.stdin and talking.stdout and talking.stderr
+        talking.stdin.write(b"One?\nTwo?\n")
+        talking.stdin.flush()
+        assert talking.stdout.read(10)
+        talking.send_signal(signal.SIGINT)
+        assert talking.wait(PATIENCE) == 130
+        assert talking.stdout.read().endswith(b"\n") and talking.stderr.read() == b""
 
 
 def test_options_of_infer_begin_a_conversation(home: Path, folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_dropped_file_url_is_attached(folder: Path) -> None:
 
 def test_a_data_uri_is_attached() -> None:
     line = "data:image/gif;base64,R0lGODlhAQABAAAAACw= what"
-    assert [type(part) for part in read_line(line).parts] == [Image, Text]
+    assert shape(read_line(line).parts) == ["<embedded image/gif>", "what"]
 
 
 def test_a_bare_name_that_is_no_file_is_text_and_told() -> None:

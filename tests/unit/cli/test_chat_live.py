@@ -7,10 +7,9 @@ import random
 
 import pytest
 from rich.console import Console
-from rich.markdown import Markdown
 
 from qvl.cli.chat import live
-from qvl.cli.chat.live import LiveMarkdown
+from qvl.cli.chat.live import LiveMarkdown, markdown
 from tests.screen import Screen
 
 ANSWER = """# A table and more
@@ -52,7 +51,7 @@ def shown(text: str, pieces: list[str], width: int, height: int) -> tuple[list[s
     screen = Screen(width, height)
     screen.feed(written.getvalue())
     whole = io.StringIO()
-    Console(file=whole, width=width, color_system=None).print(Markdown(text))
+    Console(file=whole, width=width, color_system=None).print(markdown(text))
     return screen.text, [line.rstrip() for line in whole.getvalue().rstrip().splitlines()]
 
 
@@ -86,6 +85,20 @@ def test_a_code_block_that_is_cut_off_is_shown() -> None:
 def test_nothing_in_an_answer_commands_the_terminal() -> None:
     grown, _ = shown("", ["a\x1b[2Jb\x07c"], 40, 8)
     assert grown == ["a[2Jbc"]
+
+
+def test_lines_tags_and_addresses_of_an_answer_are_all_there() -> None:
+    text = "Total\n12.50 EUR\n\n<table><tr>\n<td>a</td>\n\nSee <b>here</b>: [a page](https://example.org/x)\n"
+    grown, _ = shown(text, [text], 60, 20)
+    assert grown == [
+        "Total",
+        "12.50 EUR",
+        "",
+        "<table><tr>",
+        "<td>a</td>",
+        "",
+        "See <b>here</b>: a page (https://example.org/x)",
+    ]
 
 
 def test_an_empty_answer_leaves_no_line() -> None:

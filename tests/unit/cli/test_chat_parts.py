@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image as PILImage
 from qvl.cli.chat import clipboard, editor
 from qvl.cli.chat.completion import offers
 from qvl.cli.chat.history import KeptHistory, history_file
+from qvl.cli.chat.interrupt import stopping
 from qvl.cli.chat.model import Memory, with_marks
 from qvl.cli.chat.plain import aligned, is_open
 from qvl.errors import MediaError, UsageError
@@ -194,6 +196,19 @@ def test_pictures_are_remembered_up_to_a_limit() -> None:
     assert memory.get(parts[0]) is not None  # and so it is the younger one
     memory.put(parts[2], vision())
     assert [memory.get(part) is not None for part in parts] == [True, False, True]
+
+
+def test_ctrl_c_asks_for_the_end_of_an_answer_and_the_second_time_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stopping() as stopper:
+        with pytest.raises(KeyboardInterrupt):  # no word has come yet
+            signal.raise_signal(signal.SIGINT)
+        stopper.begun = True
+        signal.raise_signal(signal.SIGINT)
+        assert stopper.stopped
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_lines_between_quotation_marks_belong_together() -> None:

@@ -138,7 +138,9 @@ def short_name(part: Image | Video) -> str:
     if isinstance(source, tuple):
         return f"{len(source)} frames"
     name = describe(source)
-    return name if name.startswith("data:") else re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
+    if name[:5].lower() == "data:":
+        return f"embedded {re.split('[;,]', name[5:])[0] or 'medium'}"
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
 
 
 def _scan(text: str, pieces: list[str | Part], missing: list[str]) -> None:

@@ -23,12 +23,26 @@ _INTERVAL = 0.08
 _SHARE = 0.2
 
 
+# Without HTML: tags in an answer are its words, and would vanish.
+_PARSER = MarkdownIt("commonmark").enable("table").enable("strikethrough").disable(["html_block", "html_inline"])
+
+
+def markdown(text: str) -> Markdown:
+    """A text as rich shows it, but line by line: what a model reads off a picture has lines that mean something."""
+    shown = Markdown("", hyperlinks=False)
+    shown.parsed = _PARSER.parse(text)
+    for block in shown.parsed:
+        for piece in block.children or ():
+            if piece.type == "softbreak":
+                piece.type = "hardbreak"
+    return shown
+
+
 class LiveMarkdown:
     """Between `start` and `stop`, `write` shows more of a text."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._parser = MarkdownIt()
         self._text = ""
         self._done = 0  # lines printed for good
         self._tail: _Lines = []
@@ -71,7 +85,7 @@ class LiveMarkdown:
 
     def _finished(self) -> int:
         """Where the last block begins; all before it can change no more."""
-        starts = [token.map[0] for token in self._parser.parse(self._text) if token.level == 0 and token.map]
+        starts = [token.map[0] for token in _PARSER.parse(self._text) if token.level == 0 and token.map]
         if not starts:
             return 0
         return sum(len(line) for line in self._text.splitlines(keepends=True)[: max(starts)])
@@ -79,7 +93,7 @@ class LiveMarkdown:
     def _lines(self, text: str) -> _Lines:
         if not text.strip():
             return []
-        return self._console.render_lines(Markdown(text), pad=False)
+        return self._console.render_lines(markdown(text), pad=False)
 
     def _print(self, lines: _Lines) -> None:
         if lines:
