@@ -21,7 +21,7 @@ from tests.screen import Screen
 
 # Seconds. A machine may be many times slower than the one this was written on.
 PATIENCE = 180.0
-_WIDTH, _HEIGHT = 100, 30
+_WIDTH = 100
 _PROMPT = re.compile(r"(\[\d+ attached\] )?>( |$)")
 _READS = "\x1b[?2004h"  # what prompt_toolkit writes when it begins to read a line
 
@@ -29,9 +29,9 @@ _READS = "\x1b[?2004h"  # what prompt_toolkit writes when it begins to read a li
 class Terminal:
     """`qvl ARGUMENTS` with its three streams on a terminal. Ends the program on exit."""
 
-    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], height: int = 30) -> None:
         self.raw = ""
-        self.screen = Screen(_WIDTH, _HEIGHT)
+        self.screen = Screen(_WIDTH, height)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._row = self._typed = 0  # where on the screen, and in `raw`, the last line was typed
@@ -40,7 +40,7 @@ class Terminal:
         for name in ("NO_COLOR", "EDITOR", "VISUAL", "DISPLAY", "WAYLAND_DISPLAY", "COLUMNS", "LINES"):
             if name not in environment:
                 variables.pop(name, None)
-        size = struct.pack("HHHH", _HEIGHT, _WIDTH, 0, 0)
+        size = struct.pack("HHHH", height, _WIDTH, 0, 0)
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:  # the child
             try:
