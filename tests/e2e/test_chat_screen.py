@@ -34,3 +34,16 @@ def test_an_answer_longer_than_the_terminal_scrolls_and_is_there_once(tmp_path: 
     assert len(expected) > HEIGHT
     assert shown[0] == "> Tell me all." and shown[1 : len(expected) + 1] == expected
     assert [line for line in shown[len(expected) + 1 :] if not line.startswith("cut at 600 tokens")] == []
+
+
+@pytest.mark.slow
+def test_what_is_typed_during_an_answer_waits_for_the_prompt(tmp_path: Path) -> None:
+    arguments = ["chat", "--profile", "demo", "--ignore-eos", "--max-new-tokens", "100"]
+    with Terminal(arguments, tmp_path, {"QVL_HOME": str(tmp_path)}) as terminal:
+        terminal.prompt()
+        terminal.line("Tell me all.")
+        terminal.wait(r"Tell me all\.\n(?!qvl: )[^\n]*\w{4}")
+        terminal.type("/exit\r")
+        assert terminal.end() == 0
+        lines = terminal.shown.splitlines()
+        assert [line for line in lines if "/exit" in line] == ["> /exit"]

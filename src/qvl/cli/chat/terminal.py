@@ -75,7 +75,7 @@ class TerminalView:
             self._err.print(" ".join(text.split()), style="dim", markup=False, soft_wrap=True)
 
     def error(self, text: str) -> None:
-        self._err.print(" ".join(text.split()), style="red", markup=False, soft_wrap=True)
+        self._err.print("error: " + " ".join(text.split()), style="red", markup=False, soft_wrap=True)
 
     def rows(self, rows: Rows) -> None:
         table = Table.grid(padding=(0, 2))
@@ -91,7 +91,7 @@ class TerminalView:
     @contextmanager
     def answering(self, text: str) -> Iterator[Sink]:
         live = LiveMarkdown(self._out)
-        with stopping() as stopper, render.status(text, self.quiet) as begun:
+        with stopping() as stopper, _unechoed(), render.status(text, self.quiet) as begun:
             try:
                 yield TerminalSink(stopper, begun, live)
             finally:
@@ -123,6 +123,25 @@ def converse(chat: Chat, view: TerminalView) -> None:
             return
         if not chat.respond(line):
             return
+
+
+@contextmanager
+def _unechoed() -> Iterator[None]:
+    """Keep what is typed during an answer out of it; it waits for the next prompt. Ctrl-C works as ever."""
+    try:
+        import termios
+    except ImportError:  # Windows, where nothing is echoed unless somebody reads
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    changed = before.copy()
+    changed[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _keys() -> KeyBindings:
