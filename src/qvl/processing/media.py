@@ -21,6 +21,7 @@ from urllib.request import url2pathname
 from weakref import WeakKeyDictionary
 
 from qvl.errors import MediaError
+from qvl.network import is_offline
 from qvl.processing.naming import STDIN_NAME, printable
 from qvl.processing.naming import Named as Named
 from qvl.processing.naming import Piped as Piped
@@ -195,6 +196,8 @@ _URLSAFE = str.maketrans("-_", "+/")
 
 def _download(url: str, name: str, max_bytes: int) -> bytes:
     """Download in a thread that can be left behind: neither name look-up nor a trickle of headers has a time-out."""
+    if is_offline():
+        raise MediaError(f"{name}: QVL_OFFLINE is set, so nothing is fetched from the network")
     job = _Download(url, name, max_bytes)
     job.start()
     job.join(DEADLINE)

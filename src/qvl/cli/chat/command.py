@@ -47,7 +47,7 @@ def chat(media: MediaOptions, model: ModelOptions, sampling: SamplingOptions, ta
     from qvl.cli.chat.model import ChatModel, Choice
     from qvl.cli.chat.settings import Settings
     from qvl.cli.chat.talk import Chat
-    from qvl.cli.media import LIMITS, check_limits
+    from qvl.cli.media import check_limits, limits_given
 
     if talk.quiet:
         warnings.simplefilter("ignore")
@@ -60,9 +60,8 @@ def chat(media: MediaOptions, model: ModelOptions, sampling: SamplingOptions, ta
         chat_model = ChatModel(Choice(model, media, talk.quiet))
         overrides = sampling.overrides()
         chat_model.sampling(overrides)  # a wrong value is told before gigabytes are read
-        limits = {name: value for name in LIMITS if (value := getattr(media, name)) is not None}
         view = _view(talk)
-        conversation = Chat(chat_model, view, Settings(overrides, limits))
+        conversation = Chat(chat_model, view, Settings(overrides, limits_given(media)))
         conversation.shows_stats = talk.stats
         conversation.debug = talk.debug or os.environ.get("QVL_DEBUG", "0") not in ("", "0")
         conversation.begin(talk.system, talk.messages)
