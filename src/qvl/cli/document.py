@@ -23,7 +23,8 @@ The answer goes to standard output and nothing else does. Exit codes: 0 an answe
 """
 
 ENVIRONMENT = {
-    "QVL_HOME": "The folder of qvl's own models, under `models/`; `qvl` in the platform's cache folder by default.",
+    "QVL_HOME": "The folder of qvl's own models, under `models/`, and of what was typed in `qvl chat`; by default "
+    "`qvl` in the platform's folders for caches and for state.",
     "QVL_OFFLINE": "1: use no network, neither for models nor for pictures.",
     "QVL_SOURCE": "Where models are downloaded from, as --source; before the profile's `source`.",
     "QVL_DOWNLOAD_TIMEOUT": "Seconds without a byte after which a connection is given up and made anew; 30.",
@@ -89,6 +90,13 @@ DOCTOR_KEYS = {
 }
 
 
+def commands() -> dict[str, str]:
+    """What can be typed in a conversation, and what it does."""
+    from qvl.cli.chat.commands import COMMANDS
+
+    return {f"/{command.name} {command.usage}".rstrip(): _sentence(command.words) for command in COMMANDS}
+
+
 def document() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
@@ -98,6 +106,8 @@ def document() -> str:
         usage = " ".join(["qvl", name, "[OPTIONS]", *(_argument_name(argument) for argument in arguments)])
         lines += [f"## qvl {name}", "", _sentence(command.help), "", "```", usage, "```", ""]
         lines += _panels(command.params)
+        if name == "chat":
+            lines += ["### Commands", "", *_table(commands())]
         if name == "infer":
             lines += ["### Keys of --json", "", *_table(JSON_KEYS)]
         if name == "doctor":
@@ -109,7 +119,7 @@ def document() -> str:
 def _table(rows: dict[str, str]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for names, words in rows.items():
-        yield f"| {', '.join(f'`{name}`' for name in names.split(', '))} | {_cell(words)} |"
+        yield f"| {', '.join(f'`{_cell(name)}`' for name in names.split(', '))} | {_cell(words)} |"
     yield ""
 
 

@@ -7,10 +7,10 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from qvl.cli.options import MediaOptions, QuestionOptions
@@ -24,7 +24,7 @@ CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-_VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
+LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
 
 
 class StandardInput:
@@ -75,7 +75,7 @@ def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Messag
     messages = with_limits(messages, media)
     for part in parts(messages):
         if not isinstance(part, Text):
-            _check_source(part)
+            check_source(part)
     return messages
 
 
@@ -200,6 +200,12 @@ def _media() -> ModuleType:
     return media
 
 
+def kind_of(source: str) -> Literal["image", "video"] | None:
+    """What a path, URL or data: URI is by its name or type; None for anything else. Nothing is opened."""
+    is_picture = source[:11].lower() == "data:image/" or _ending(source) in PICTURE_ENDINGS
+    return "video" if _is_clip(source) else "image" if is_picture else None
+
+
 def _is_data(source: str) -> bool:
     return source[:5].lower() == "data:"
 
@@ -209,9 +215,7 @@ def _is_remote(source: str) -> bool:
 
 
 def _is_clip(source: str) -> bool:
-    if _is_data(source):
-        return source[:11].lower() == "data:video/"
-    return _ending(source) in CLIP_ENDINGS
+    return source[:11].lower() == "data:video/" or _ending(source) in CLIP_ENDINGS
 
 
 def _ending(source: str) -> str:
@@ -261,26 +265,27 @@ def _check_limits_matter(messages: tuple[Message, ...], media: MediaOptions) -> 
 
 def limits_given(media: MediaOptions) -> dict[str, Any]:
     """The pixel and frame options that were given, by name."""
-    return {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
+    return {name: value for name in LIMITS if (value := getattr(media, name)) is not None}
 
 
 def with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
     """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
     given = limits_given(media)
-
-    def limited(part: Part) -> Part:
-        if isinstance(part, Text):
-            return part
-        own = {name for name in _VIDEO_LIMITS if getattr(part, name, None) is not None}
-        if own & {"fps", "nframes"}:
-            own |= {"fps", "nframes"}
-        names = _IMAGE_LIMITS if isinstance(part, Image) else _VIDEO_LIMITS
-        return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
-
-    return tuple(Message(message.role, tuple(map(limited, message.parts))) for message in messages)
+    return tuple(Message(m.role, tuple(limited(part, given) for part in m.parts)) for m in messages)
 
 
-def _check_source(part: Image | Video) -> None:
+def limited(part: Part, given: Mapping[str, Any]) -> Part:
+    """The part with the limits of `given` that are for its kind and that it does not set itself."""
+    if isinstance(part, Text):
+        return part
+    own = {name for name in LIMITS if getattr(part, name, None) is not None}
+    if own & {"fps", "nframes"}:
+        own |= {"fps", "nframes"}
+    names = _IMAGE_LIMITS if isinstance(part, Image) else LIMITS
+    return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
+
+
+def check_source(part: Image | Video) -> None:
     """Find a missing file now, rather than after a model of many gigabytes was loaded."""
     frames = part.source if isinstance(part.source, (list, tuple)) else [part.source]
     for source in frames:

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 from qvl.errors import MediaError
 from qvl.network import is_offline
 from qvl.processing.naming import STDIN_NAME, printable
+from qvl.processing.naming import Named as Named
 from qvl.processing.naming import Piped as Piped
 from qvl.processing.naming import describe as describe
 from qvl.processing.naming import is_url as is_url

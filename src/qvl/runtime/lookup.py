@@ -49,11 +49,11 @@ class Lookup:
 
     def _after_the_longest_match(self) -> int | None:
         """The place behind the longest earlier match of the newest tokens; of equally long ones the newest."""
-        ids, size = self._ids[: self._count], 0
-        ends = np.arange(max(0, self._count - 1))
-        while len(ends) and size < LONGEST:
+        ids = self._ids[: self._count]
+        ends, size = np.flatnonzero(ids[:-1] == ids[-1:]), 1
+        while size < LONGEST:
             longer = ends[ends >= size]
-            longer = longer[ids[longer - size] == ids[self._count - 1 - size]]
+            longer = longer[ids[longer - size] == ids[-1 - size]] if len(longer) else longer
             if not len(longer):
                 break
             ends, size = longer, size + 1
