@@ -51,7 +51,7 @@ def _about_scene(rng: np.random.Generator, scene: Scene, turns: int) -> Sample:
     weights = np.asarray([weight for _, weight in ASKS])
     # Some are drawn twice: two boxes or two counts in one conversation are as likely as two kinds of question.
     asked: list[Turn] = []
-    for index in rng.choice(len(ASKS), size=3 * turns, p=weights / weights.sum()):
+    for index in rng.choice(len(ASKS), size=3 * TURNS, p=weights / weights.sum()):
         turn = ASKS[index][0](rng, scene)
         if turn is not None and all(turn.answer != other.answer for other in asked):
             asked.append(turn)
