@@ -44,12 +44,16 @@ class CheckpointError(QvlError):
     """A model folder is incomplete, damaged, or of a kind qvl does not run."""
 
 
+class DownloadError(QvlError):
+    """A model could not be downloaded, checked or removed."""
+
+
 class MemoryLimitError(QvlError):
     """The run would not fit in the memory of the device."""
 
 
 class DeviceError(QvlError):
-    """The device or dtype asked for is not available here."""
+    """The device, dtype or native ops asked for are not available here."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from qvl.profile_training import TrainingOptions
 from qvl.schema import Pattern, Range, build, revise, takes_text
 
 _Count = Annotated[int, Range(at_least=1)]
+_SOURCES = r"(auto|huggingface|hf|modelscope|ms|bos|aistudio)(,(auto|huggingface|hf|modelscope|ms|bos|aistudio))*"
 _Pixels = Annotated[int, Range(at_least=1)] | None
 
 
@@ -69,6 +70,7 @@ class Profile:
     name: what the profile is called, by default the name of its file.
     command: the subcommand it is for.
     model: a hub id such as "Qwen/Qwen2-VL-2B-Instruct", a folder, or "demo".
+    source: where `qvl download` gets the model: "auto", one source, or several in order with commas between.
     dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
     min_pixels, max_pixels: limits of a picture after resizing, of which a token covers 28*28; None: the checkpoint's.
     raw_pixels: the reference's bytes: EXIF rotation ignored and alpha dropped.
@@ -86,6 +88,7 @@ class Profile:
     description: str = ""
     command: Literal["infer", "finetune"] = "infer"
     model: str = "demo"
+    source: Annotated[str, Pattern(_SOURCES, "auto or sources in order, such as modelscope,huggingface")] = "auto"
     device: Annotated[str, Pattern(r"auto|cpu|gpu(:\d+)?", "auto, cpu, gpu or gpu:N")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     min_pixels: _Pixels = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import paddle
 import psutil
 
+from qvl import machine
 from qvl.errors import MemoryLimitError
 from qvl.model.config import ModelConfig
 from qvl.ops.attention import SCORE_BYTES
@@ -108,30 +108,7 @@ def available_bytes() -> int:
         index = int(device.partition(":")[2] or 0)
         total = int(paddle.device.cuda.get_device_properties(index).total_memory)
         return total - int(paddle.device.cuda.memory_allocated(index))
-    return min(int(psutil.virtual_memory().available), _cgroup_room())
-
-
-def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """What is left under the control group's limit (version 2, then 1); without one, more than any machine has."""
-    for limit, used, prefix in (
-        ("memory.max", "memory.current", ""),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
-    ):
-        try:
-            most, taken = int((root / limit).read_text()), int((root / used).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return max(0, most - max(0, taken - _page_cache((root / limit).with_name("memory.stat"), prefix)))
-    return 1 << 62
-
-
-def _page_cache(path: Path, prefix: str) -> int:
-    """Bytes of files that the kernel keeps while nobody else wants the memory. They count as used by the group."""
-    try:
-        figures = dict(line.split() for line in path.read_text().splitlines())
-        return sum(int(figures.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
-    except (OSError, ValueError):
-        return 0
+    return machine.free_memory()
 
 
 def check_weights(config: ModelConfig, dtype: str, available: int) -> None:
