@@ -16,6 +16,7 @@ from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
 
+EASY = "easy"
 TURNS = 5  # about one picture: encoding it is the larger part of the work, and is then paid once
 
 
@@ -29,9 +30,16 @@ class Sample:
 
 
 def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
-    """Sample `number` of a split. turns: at most so many questions about one picture."""
+    """Sample `number` of a split. turns: at most so many questions about one picture.
+
+    The split "easy" has one or two things in a picture, and texts of one or two letters: what to begin with.
+    """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
+    if split == EASY:
+        if kind < 0.8:
+            return _about_scene(rng, shapes_scene(rng, most=1 if kind < 0.4 else 2), turns)
+        return _about_text(rng, turns, longest=2)
     if kind < 0.48:
         return _about_scene(rng, shapes_scene(rng), turns)
     if kind < 0.58:
@@ -62,8 +70,8 @@ def _about_scene(rng: np.random.Generator, scene: Scene, turns: int) -> Sample:
     return Sample((scene.draw(),), None, tuple(asked))
 
 
-def _about_text(rng: np.random.Generator, turns: int) -> Sample:
-    image, text, colour = text_picture(rng)
+def _about_text(rng: np.random.Generator, turns: int, longest: int | None = None) -> Sample:
+    image, text, colour = text_picture(rng, longest)
     asked = [read(rng, text), text_described(rng, text, colour), text_colour(rng, text, colour)]
     return Sample((image,), None, _some(rng, asked, min(2, turns)))
 

@@ -51,10 +51,10 @@ def written(rng: np.random.Generator) -> str:
     return word.upper() if rng.random() < 0.6 else word
 
 
-def text_picture(rng: np.random.Generator) -> tuple[Image.Image, str, str]:
-    """A picture with one line of text; also the text and the name of its colour."""
+def text_picture(rng: np.random.Generator, longest: int | None = None) -> tuple[Image.Image, str, str]:
+    """A picture with one line of text; also the text and the name of its colour. longest: cut to so many letters."""
     width, height = picture_size(rng)
-    text = written(rng)
+    text = written(rng)[:longest]
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     image = plain_ground(rng, width, height)
     # As large as fits between a third of the picture and nearly all of it.
