@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -255,13 +258,16 @@ def test_a_folder_of_the_users_choice(hub: Hub, run: Run, tmp_path: Path, store:
     code, out, _ = run("--list", "--dir", str(folder), "--json")
     assert code == 0 and json.loads(out)["models"][0]["id"] == hub.model
     assert run("2b", "7b", "--dir", str(folder))[0] == 2
+    code, _, err = run("7b", "--dir", str(folder))
+    assert code == 1 and f"{hub.model} is there; name another folder" in err
+    assert run("--rm", "7b", "--dir", str(folder))[0] == 2 and is_model(folder, hub)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(hub: Hub, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     code, _, err = run("2b", "--dir", str(tmp_path / "mine"))
-    assert code == 1 and "no whole model" in err and not hub.seen
+    assert code == 1 and "has something in it that qvl did not put there" in err and not hub.seen
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -331,3 +337,15 @@ def test_a_published_layout_is_loaded_after_its_download(
     assert qvl.cli.main(["download", "--list", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert abs(model["last_used"] - time.time()) < 600
+
+
+@pytest.mark.slow
+def test_the_server_of_these_tests_speaks_as_the_hub_does(hub: Hub, tmp_path: Path) -> None:
+    """The hub's own client downloads from it."""
+    program = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", program, hub.model]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    assert all((folder / name).read_bytes() == data for name, data in hub.files.items())

@@ -111,9 +111,8 @@ def _complete(part: _Part, web: Web, on_bytes: Callable[[int], None]) -> None:
             _stream(part, web, on_bytes)
         except SourceError as failure:
             failures = failures + 1 if part.position <= before else 0
-            if not failure.passing or failures >= web.patience.tries:
-                raise SourceError(f"{part.file.path}: {failure}") from None
-            web.rest(failure.wait if failure.wait is not None else web.patience.pause(failures))
+            named = SourceError(f"{part.file.path}: {failure}", passing=failure.passing, wait=failure.wait)
+            web.recover(named, failures)
 
 
 def _stream(part: _Part, web: Web, on_bytes: Callable[[int], None]) -> None:
