@@ -19,7 +19,7 @@ from qvl.hub.progress import Watcher
 from qvl.hub.remote import Listing, RemoteFile, SourceError, total
 from qvl.hub.sources import Source, parse_order
 from qvl.hub.store import is_whole, partial_folder
-from qvl.hub.transfer import cannot_write, part_path, whole_path
+from qvl.hub.transfer import arrived, cannot_write, part_path, whole_path
 from qvl.hub.web import Patience, Web
 from qvl.network import is_offline
 
@@ -171,9 +171,10 @@ def bring(source: Source, files: Sequence[RemoteFile], partial: Path, request: R
     if not files:
         return 0
     auth = source.auth()
-    before = sum(_size(part_path(partial, file)) for file in files)
-    watcher.note(f"{request.model} from {source.name}: {len(files)} files, {readable(total(files))}")
-    watcher.begin([(file.path, file.size) for file in files])
+    begun = [(file.path, file.size, arrived(partial, file)) for file in files]
+    missing = total(files) - sum(count for _, _, count in begun)
+    watcher.note(f"{request.model} from {source.name}: {len(files)} files, {readable(missing)}")
+    watcher.begin(begun)
 
     def open_web(stop: threading.Event) -> Web:
         return Web(auth, request.patience, stop, watcher.note)
@@ -182,12 +183,12 @@ def bring(source: Source, files: Sequence[RemoteFile], partial: Path, request: R
         fetch_all(files, partial, open_web, request.jobs, watcher)
     finally:
         watcher.end()
-    return total(files) - before
+    return missing
 
 
 def check_room(missing: Sequence[RemoteFile], partial: Path, files: Sequence[RemoteFile]) -> None:
     """Raises DownloadError when the disk has no room for what is missing of `files`, stale leftovers removed."""
-    needed = total(missing) - sum(_size(part_path(partial, file)) for file in missing)
+    needed = total(missing) - sum(arrived(partial, file) for file in missing)
     if not needed:
         return
     if needed + _SPARE > shutil.disk_usage(partial).free:

@@ -77,7 +77,7 @@ def _verify_own(request: Request, record: Manifest, watcher: Watcher) -> Checked
 
 def _wrong(folder: Path, entries: Sequence[FileRecord], watcher: Watcher) -> list[FileRecord]:
     """The files that are not what was downloaded; every byte of them is read."""
-    watcher.begin([(entry.path, entry.size) for entry in entries])
+    watcher.begin([(entry.path, entry.size, 0) for entry in entries])
     try:
         return [entry for entry in entries if not _is_right(folder, entry, watcher)]
     finally:
@@ -96,7 +96,7 @@ def _is_right(folder: Path, entry: FileRecord, watcher: Watcher) -> bool:
 
 def _verify_foreign(request: Request, place: places.Place, watcher: Watcher) -> Checked:
     stated = _named_by_digest(place.folder) if place.keeper == "huggingface" else _asked(request, place, watcher)
-    watcher.begin([(file.path, file.size) for file in stated])
+    watcher.begin([(file.path, file.size, 0) for file in stated])
     try:
         broken = [file.path for file in stated if not _is_stated(place.folder, file, watcher)]
     finally:
