@@ -122,7 +122,7 @@ def test_offline_touches_no_network(hub: Hub, run: Run, monkeypatch: pytest.Monk
     if how == "variable":
         monkeypatch.setenv("QVL_OFFLINE", "1")
     code, _, err = run("2b", *flags)
-    assert code == 1 and "offline" in err.lower()
+    assert code == 1 and "is not on this machine, and --offline or QVL_OFFLINE forbids" in err
     assert not hub.seen
 
 

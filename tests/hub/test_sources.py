@@ -174,3 +174,10 @@ def test_a_mirror_with_a_password_in_its_address(hub: Hub, run: Run, monkeypatch
     code, out, err = run("2b", "--source", "hf")
     assert code == 0 and "secret" not in out + err
     assert not any("Authorization" in headers for _, path, headers in hub.seen if path.startswith("/cdn/"))
+
+
+def test_storage_that_says_403_of_what_is_not_there(hub: Hub, run: Run, store: Path) -> None:
+    there = hub.files
+    hub.status = lambda path: (403, {}) if path.startswith("/bos/") and path.rpartition("/")[2] not in there else None
+    assert run("2b", "--source", "bos")[0] == 0
+    assert is_model(store / hub.model, hub)

@@ -74,12 +74,13 @@ def download(request: Request, watcher: Watcher | None = None) -> Got:
 
     Raises DownloadError: no source has it or delivers it, no room, a folder that cannot be written.
     """
-    watcher = watcher or Watcher()
+    watcher, target = watcher or Watcher(), request.target
     if (here := _already(request)) is not None:
         return here
     if request.may_not_ask:
-        raise DownloadError(f"{request.model} is not on this machine, and --offline or QVL_OFFLINE forbids to fetch it")
-    target = request.target
+        begun = target.exists() or partial_folder(target).exists()
+        what = "is here in part only" if begun else "is not on this machine"
+        raise DownloadError(f"{request.model} {what}, and --offline or QVL_OFFLINE forbids to fetch it")
     with exclusive(download_lock(target), waiting(watcher)):
         if (here := _already(request)) is not None:  # by whom we have waited for
             return here

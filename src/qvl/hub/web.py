@@ -216,9 +216,9 @@ def _refusal(answer: requests.Response, url: str) -> SourceError:
     if code == 401:
         return SourceError(f"{server} answered 401: there is no such model, or its token is missing or wrong")
     if code == 403:
-        return SourceError(f"{server} answered 403: the model needs a token of somebody who may have it")
+        return SourceError(f"{server} answered 403: the model needs a token of somebody who may have it", status=code)
     if code == 404:
-        return SourceError(f"{server} does not have it (404)", missing=True)
+        return SourceError(f"{server} does not have it (404)", status=code)
     if code == 416:
         return SourceError(f"{server} answered 416 to a part of a file", passing=True)
     return SourceError(f"{server} answered {code} ({answer.reason})")
