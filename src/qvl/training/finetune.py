@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ environment.prepare()
 
 import paddle  # noqa: E402
 
-from qvl.errors import CheckpointError, QvlError, UsageError  # noqa: E402
+from qvl.errors import CheckpointError, UsageError  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import fill_model, load_model  # noqa: E402
@@ -36,17 +34,7 @@ from qvl.training.run import (  # noqa: E402
     estimate_run,
     write_description,
 )
-
-# Seconds in which a repeated signal is the same request: Paddle's launcher sends three in a row.
-_PATIENCE = 2.0
-
-
-class StoppedError(QvlError):
-    """A signal asked for an end; everything is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; --resume goes on from here")
-        self.exit_code = 128 + number
+from qvl.training.stopping import StoppedError, signals  # noqa: E402
 
 
 def train(run: Run, observer: Observer) -> Path:
@@ -79,13 +67,14 @@ def train(run: Run, observer: Observer) -> Path:
         workers=options.workers,
     )
     write_description(run)
-    with _signals() as asked:
+    with signals() as asked:
         trainer = _trainer(run, model, loader, weights, Subset(source, run.held_out), observer, asked)
         start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         observer.started(run.steps, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if asked:
-        raise StoppedError(asked[0])
+        stopped = trainer.stopped
+    if stopped:  # maybe by a signal that another process got
+        raise StoppedError(asked[0] if asked else signal.SIGTERM)
     return _finish(run, weights)
 
 
@@ -212,29 +201,6 @@ def _finish(run: Run, weights: Weights) -> Path:
     if paddle.distributed.get_rank() == 0:
         shutil.rmtree(result, ignore_errors=True)
         weights.save(result)
+    if run.plan.ranks > 1:
+        paddle.distributed.barrier()  # a process that loses its neighbour is aborted, whatever it is at
     return result
-
-
-@contextmanager
-def _signals(kinds: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[list[int]]:
-    """Collect signals that ask for an end instead of dying of them. One that comes again after a while is final."""
-    asked: list[int] = []
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-    first = 0.0
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal first
-        if not asked:
-            first = time.monotonic()
-        asked.append(number)
-        if time.monotonic() - first > _PATIENCE:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    for kind in kinds:
-        signal.signal(kind, note)
-    try:
-        yield asked
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

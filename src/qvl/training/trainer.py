@@ -60,6 +60,7 @@ class SftTrainer(Trainer):
         self.keep = save_total_limit
         self.update_loss = 0.0
         self.update_tokens = [0, 0]  # supervised, all
+        self.stopped = False  # by a signal, before its end
         self.best_step: int | None = None  # whose checkpoint is kept, whatever its age
 
     @property
@@ -206,9 +207,10 @@ class Recorder(TrainerCallback):
             seconds=time.perf_counter() - self._started,
         )
         self._on_step(record)
-        if asked or (args.world_size == 1 and self._wants_stop()):
-            control.should_training_stop = True
-        last = control.should_training_stop or state.global_step >= state.max_steps
+        complete = state.global_step >= state.max_steps
+        if not complete and (asked or (args.world_size == 1 and self._wants_stop())):
+            control.should_training_stop = trainer.stopped = True
+        last = complete or trainer.stopped
         control.should_save = last or state.global_step % self._save_steps == 0
         evaluation = self._evaluation
         if evaluation and (last or state.global_step % evaluation.every == 0):
