@@ -65,7 +65,7 @@ class Harness:
 
         trainer = SftTrainer(
             TrainingModel(model, loss_chunk=self.options.loss_chunk, recompute=self.options.recompute),
-            make_arguments(self.options, self.output, self.steps, plan.accumulation, place("cpu", "float32")),
+            make_arguments(self.options, self.output, self.steps, plan, place("cpu", "float32")),
             loader,
             save_weights=lambda folder: save_model(model, folder / "model", source=self.folder, dtype="float32"),
             load_weights=lambda folder: fill_model(model, folder / "model", "float32"),

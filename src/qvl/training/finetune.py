@@ -157,7 +157,7 @@ def _trainer(
     )
     trainer = SftTrainer(
         TrainingModel(model, loss_chunk=options.loss_chunk, recompute=options.recompute),
-        make_arguments(options, output, run.steps, run.plan.accumulation, run.placement),
+        make_arguments(options, output, run.steps, run.plan, run.placement),
         loader,
         save_weights=lambda folder: weights.save(folder / weights.name),
         load_weights=lambda folder: weights.load(folder / weights.name),

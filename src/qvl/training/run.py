@@ -153,12 +153,8 @@ _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    del (
-        training["workers"],
-        training["save_steps"],
-        training["save_total_limit"],
-        training["cache_mb"],
-    )  # may change between sittings
+    for key in ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding"):  # may change between sittings
+        del training[key]
     return {
         "profile": asdict(run.profile),
         "data": str(run.request.data),
