@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qvl.cli import render
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from qvl.training.estimate import Estimate
     from qvl.training.examples import Prepared
     from qvl.training.record import StepRecord
+    from qvl.training.run import Answered
 
 # Set for a process whose lines are shown, on a terminal, by the one that started it.
 EVERY_UPDATE = "QVL_EVERY_UPDATE"
@@ -88,6 +91,11 @@ class Watch:
     def evaluated(self, step: int, loss: float, best: bool) -> None:
         render.note(f"update {step}: held-out loss {loss:.4f}{', the best so far' if best else ''}", self._quiet)
 
+    def answered(self, answers: Sequence[Answered]) -> None:
+        for one in answers:
+            right = "as expected" if one.answer == one.expected else f"expected {_short(one.expected)}"
+            render.note(f"{one.sample}: {_short(one.answer)} ({right})", self._quiet)
+
     def step(self, record: StepRecord) -> None:
         if self._quiet:
             return
@@ -102,6 +110,12 @@ class Watch:
             self._line.update(line)
         elif often or self._every:
             render.note(line)
+
+
+def _short(text: str, limit: int = 80) -> str:
+    """A text on one line, in quotes."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return json.dumps(line if len(line) <= limit else line[: limit - 3] + "...", ensure_ascii=False)
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from qvl.profile_training import TrainingOptions  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.training.checkpoints import check_writable  # noqa: E402
 from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
-from qvl.training.estimate import Estimate, estimate  # noqa: E402
+from qvl.training.estimate import Estimate, Size, estimate, largest_share  # noqa: E402
 from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
 from qvl.training.model import part_of  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
@@ -43,6 +44,15 @@ class Request:
     check_data: bool = False
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A held-out sample, the reply it has and the one that the model gives. sample: its file and index."""
+
+    sample: str
+    expected: str
+    answer: str
+
+
 class Observer(Protocol):
     """Who watches a run."""
 
@@ -55,6 +65,8 @@ class Observer(Protocol):
     def step(self, record: StepRecord) -> None: ...
 
     def evaluated(self, step: int, loss: float, best: bool) -> None: ...
+
+    def answered(self, answers: Sequence[Answered]) -> None: ...
 
 
 @dataclass
@@ -120,40 +132,53 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:
     """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
     tokens = max(run.prepared.tokens) * run.options.micro_batch_size
-    return estimate_training(run.config, run.options, run.placement.dtype, tokens)
+    return estimate_training(run.config, run.options, run.placement.dtype, tokens, run.plan.ranks)
 
 
 def estimate_training(
-    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int
+    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int, devices: int = 1
 ) -> tuple[Estimate, int, int]:
     """The same for micro-batches of at most `tokens`, before any data is known."""
     from qvl.model.weights import empty_model
 
     model = empty_model(config, dtype)
     sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
-    total = sum(sizes.values())
     if options.method == "full":
-        learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
+        learning = [size for name, size in sizes.items() if part_of(name) in options.train]
     else:
         from qvl.training.adapters import lora_modules
 
         lora = options.lora
         shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
-        learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
-    merged = config.vision_config.spatial_merge_size**2
-    need = estimate(
-        config, options, total=total, learning=learning, tokens=tokens, patches=tokens * merged, dtype=dtype
+        modules = lora_modules(model, lora.targets, lora.parts)
+        learning = [lora.rank * width for name in modules for width in shapes[name]]
+    size = Size(
+        total=sum(sizes.values()),
+        learning=sum(learning),
+        held=largest_share(learning, devices if options.sharding == "stage1" else 1),
+        tokens=tokens,
+        patches=tokens * config.vision_config.spatial_merge_size**2,
+        dtype=dtype,
     )
-    return need, learning, total
+    return estimate(config, options, size), size.learning, size.total
 
 
 DESCRIPTION = "run.json"
+# What a resumed run may do otherwise than before: it changes no loss.
+_MAY_CHANGE = ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding", "eval_answers")
 _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
 
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    for key in ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding"):  # may change between sittings
+    for key in (
+        "workers",
+        "save_steps",
+        "save_total_limit",
+        "cache_mb",
+        "sharding",
+        "eval_answers",
+    ):  # may change between sittings
         del training[key]
     return {
         "profile": asdict(run.profile),
@@ -171,4 +196,6 @@ def description(run: Run) -> dict[str, Any]:
 def write_description(run: Run) -> None:
     if paddle.distributed.get_rank() == 0:
         path = run.request.output / DESCRIPTION
-        path.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")  # another process may be reading the old one
+        partial.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
