@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import paddle
@@ -10,6 +12,8 @@ import psutil
 
 from qvl import machine
 from qvl.errors import MemoryLimitError
+from qvl.model.adapter import Adapter
+from qvl.model.adapter_config import AdapterRequest
 from qvl.model.config import ModelConfig
 from qvl.ops.attention import SCORE_BYTES
 from qvl.processing.prompt import Prompt
@@ -54,6 +58,12 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     block = 4 * e * e + 4 * e + 2 * e * vision.intermediate_size + vision.intermediate_size + e + 4 * e
     tower = vision.patch_dim * e + vision.depth * block + 2 * e + merged * merged + merged + merged * h + h
     return (config.num_hidden_layers * layer + h + head + tower) * ITEMSIZE[dtype]
+
+
+def adapter_bytes(adapters: Iterable[tuple[AdapterRequest, Adapter]], dtype: str) -> int:
+    """Bytes of all factors of adapters that are used without merging."""
+    shapes = (shape for _, adapter in adapters for pair in adapter.shapes.values() for shape in pair)
+    return sum(math.prod(shape) for shape in shapes) * ITEMSIZE[dtype]
 
 
 def need(
@@ -111,9 +121,9 @@ def available_bytes() -> int:
     return machine.free_memory()
 
 
-def check_weights(config: ModelConfig, dtype: str, available: int) -> None:
-    """Raise MemoryLimitError when the weights alone do not fit."""
-    weights = weight_bytes(config, dtype)
+def check_weights(config: ModelConfig, dtype: str, available: int, adapters: int = 0) -> None:
+    """Raise MemoryLimitError when the weights alone, with `adapters` bytes beside them, do not fit."""
+    weights = weight_bytes(config, dtype) + adapters
     if weights > available:
         raise MemoryLimitError(
             f"the weights take {weights / GIB:.1f} GiB as {dtype}, {available / GIB:.1f} GiB are free; "

@@ -78,7 +78,7 @@ def save_optimizer(
     def tensors() -> Iterator[npt.NDArray[Any]]:
         for key, shape in shapes.items():
             name, _, kind = key.rpartition(":")
-            held = _held(optimizer, state, parameters[name], kind) if holders.has(name) else None
+            held = _held(state, parameters[name].name, kind) if holders.has(name) else None
             tensor = holders.bring(name, held, shape)
             if tensor is not None:
                 yield tensor.numpy()
@@ -92,15 +92,12 @@ def save_optimizer(
             writer.write(tensor)
 
 
-def _held(optimizer: Any, state: Mapping[str, Any], parameter: paddle.Tensor, kind: str) -> paddle.Tensor:
-    """A part of the state of a parameter, as float32; what it starts from while no gradient has reached it."""
+def _held(state: Mapping[str, Any], parameter: str, kind: str) -> paddle.Tensor:
+    """A part of the state of a parameter, as float32, under the name that Paddle has for it."""
     if kind == _OURS:
-        return state.get(_MASTER, {}).get(parameter.name, parameter).astype("float32")
+        return state[_MASTER][parameter].astype("float32")
     suffix = next(suffix for suffix, ours in _KINDS.items() if ours == kind)
-    if parameter.name + suffix in state:
-        return state[parameter.name + suffix].astype("float32")
-    start = {"beta1_power": optimizer._beta1, "beta2_power": optimizer._beta2}
-    return paddle.full([1], start[kind]) if kind in start else paddle.zeros(parameter.shape, "float32")
+    return state[parameter + suffix].astype("float32")
 
 
 def load_optimizer(

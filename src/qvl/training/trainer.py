@@ -80,13 +80,27 @@ class SftTrainer(Trainer):
         sharded = self.optimizer._inner_opt._param2rank
         return Holders(self.args.process_index, {name: sharded[p.name] for name, p in self.learning().items()})
 
+    def fill_gradients(self) -> None:
+        """Give zeros to parameters that this update does not reach, such as a tower that learns and sees no picture.
+
+        Paddle leaves out one that never had a gradient and moves one that once had, by its momentum: a resumed run
+        would not know which it was.
+        """
+        for parameter in self.learning().values():
+            if hasattr(parameter, "main_grad"):  # float32 beside weights of 16 bits
+                if parameter.main_grad is None:
+                    parameter.main_grad = paddle.zeros_like(parameter, dtype="float32")
+            elif parameter.grad is None:
+                parameter.grad = paddle.zeros_like(parameter)
+
     def grad_norm(self) -> float:
         """Of the update's gradients, before they are clipped. Called by all processes together."""
         holders = self._holders()
-        mine = [p for name, p in self.learning().items() if holders.has(name) and p.grad is not None]
-        square = sum(float((p.grad.astype("float32") ** 2).sum()) for p in mine)
+        mine = [p for name, p in self.learning().items() if holders.has(name)]
+        gradients = [p.main_grad if hasattr(p, "main_grad") else p.grad for p in mine]
+        square = sum(float((gradient.astype("float32") ** 2).sum()) for gradient in gradients)
         if holders.of:  # the others have only seen their own samples' share of these gradients
-            square = float(together([square])[0])
+            square = together([square])[0]
         return float(np.sqrt(square))
 
     def get_train_dataloader(self) -> Loader:
@@ -208,6 +222,7 @@ class Recorder(TrainerCallback):
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
+        self.trainer.fill_gradients()
         self._grad_norm = self.trainer.grad_norm()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
