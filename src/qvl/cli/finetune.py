@@ -137,27 +137,13 @@ def _train_in_processes(recipe: RecipeOptions, run: RunOptions, output: Path) ->
     from qvl.cli.processes import Processes, log_folder, run_processes
 
     if recipe.devices is not None:
-        _check_devices(recipe.devices)
+        from qvl.training.run import check_gpus
+
+        check_gpus(recipe.devices)
     processes = Processes(recipe.nproc, recipe.devices, log_folder(output))
     with LiveLine(run.quiet) as line:
         outcomes = run_processes(processes, sys.argv[1:], line)
     return not run.dry_run and any(outcome.rank == 0 for outcome in outcomes)
-
-
-def _check_devices(devices: str) -> None:
-    """See that these GPUs are there, since the launcher has no words for it."""
-    from qvl import environment
-
-    environment.prepare()
-    import paddle
-
-    numbers = [text.strip() for text in devices.split(",")]
-    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
-        raise UsageError(f"--devices {devices}: numbers of GPUs such as 0,1 were expected")
-    count = paddle.device.cuda.device_count()
-    missing = [number for number in numbers if int(number) >= count]
-    if missing:
-        raise DeviceError(f"--devices {devices}: Paddle sees {count} GPUs here, none with the number {missing[0]}")
 
 
 def _profile(recipe: RecipeOptions) -> Profile:

@@ -18,9 +18,10 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
+from qvl.errors import DeviceError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
-from qvl.model.device import Placement, place  # noqa: E402
+from qvl.model.device import Placement, own_device, place  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.profile import Profile  # noqa: E402
 from qvl.profile_training import TrainingOptions  # noqa: E402
@@ -91,13 +92,24 @@ class Run:
         return self.profile.training
 
 
+def check_gpus(numbers: str) -> None:
+    """See that the GPUs of a list such as "0,1" are there. Raises UsageError for another form, and DeviceError."""
+    chosen = [text.strip() for text in numbers.split(",")]
+    if not all(number.isdecimal() for number in chosen) or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--devices {numbers}: numbers of GPUs such as 0,1 were expected")
+    count = paddle.device.cuda.device_count()
+    missing = [number for number in chosen if int(number) >= count]
+    if missing:
+        raise DeviceError(f"--devices {numbers}: Paddle sees {count} GPUs here, none with the number {missing[0]}")
+
+
 def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     """Read the data and the small files of the model, and plan every update.
 
     Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
     """
     options = profile.training
-    placement = place(profile.device, profile.dtype)
+    placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
     processor = load_processor(folder, config, profile)
