@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qvl.training.run import Answered
 
 # Set for a process whose lines are shown, on a terminal, by the one that started it.
-EVERY_UPDATE = "QVL_EVERY_UPDATE"
+EVERY_UPDATE = "_QVL_EVERY_UPDATE"
 _UPDATE = re.compile(r"update \d+/\d+ ")
 
 

@@ -18,8 +18,8 @@ import psutil
 from qvl.errors import QvlError
 
 # Set for the processes of a run by the one that started them: where they say how they ended, and its id.
-FOLDER = "QVL_PROCESS_FOLDER"
-PARENT = "QVL_PROCESS_PARENT"
+FOLDER = "_QVL_PROCESS_FOLDER"
+PARENT = "_QVL_PROCESS_PARENT"
 RANK = "PADDLE_TRAINER_ID"
 _OUTCOME = "ended-{}.json"
 
