@@ -206,6 +206,19 @@ def test_a_run_asked_to_stop_saves_and_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+def test_a_run_of_all_weights_asked_to_stop_saves_as_well(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
+    program = subprocess.Popen([*line, *FULL, "--max-steps", "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_steps(out, 2, program)
+    program.send_signal(signal.SIGTERM)
+    program.communicate(timeout=120)
+    assert program.returncode == 128 + signal.SIGTERM
+    saved = last_checkpoint(out)
+    assert saved is not None and int(saved.name.rpartition("-")[2]) == losses(out)[-1][0]
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
     data: Path, unbroken: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -75,6 +75,9 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     write_description(run)
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     reporter = Reporter(run, start, observer, Judge(run, model, answer))
+    # Importing PaddleNLP puts handlers of signals back to the system's, so it comes before ours are set.
+    import qvl.training.trainer  # noqa: F401
+
     with signals() as asked, _room_on_disk(output):
         recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
         trainer = _trainer(run, model, loader, weights, recorder)
