@@ -52,7 +52,7 @@ class Attention(nn.Layer):
         n = x.shape[0]
         qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
         qk = ops.apply_rotary(qk, *rotary)
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
         v = self.v_proj(x).reshape([n, -1, self.head_dim])
         if caches is None:
             out = ops.varlen_attention(q, k, v, [(m, m) for m in lengths], causal=True, impl=self.impl)

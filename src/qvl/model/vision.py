@@ -37,7 +37,8 @@ class VisionAttention(nn.Layer):
         # q, k and v lie one after the other; q and k are turned as one.
         qk, v = paddle.split(self.qkv(x), [2 * width, width], axis=-1)
         qk = ops.apply_rotary(qk.reshape([n, 2 * heads, -1]), cos, sin)
-        q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
+        q, k = paddle.split(qk, 2, axis=1)
+        v = v.reshape([n, heads, -1])
         out = ops.varlen_attention(q, k, v, lengths, causal=False, impl=self.impl)
         return self.proj(out.reshape([n, width]))
 

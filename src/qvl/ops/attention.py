@@ -42,13 +42,10 @@ def varlen_attention(
         return _flash(q, k, v, lengths, causal)
     if len(lengths) == 1:
         return _composed(q, k, v, causal)
-    outputs = []
-    q_start = k_start = 0
-    for n, m in lengths:
-        keys = slice(k_start, k_start + m)
-        outputs.append(_composed(q[q_start : q_start + n], k[keys], v[keys], causal))
-        q_start, k_start = q_start + n, k_start + m
-    return paddle.concat(outputs, axis=0)
+    queries, keys = [n for n, _ in lengths], [m for _, m in lengths]
+    # Split, not sliced: the gradient of a slice is a tensor as long as all sequences together, one for each of them.
+    parts = zip(paddle.split(q, queries), paddle.split(k, keys), paddle.split(v, keys), strict=True)
+    return paddle.concat([_composed(q, k, v, causal) for q, k, v in parts], axis=0)
 
 
 def _composed(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, causal: bool) -> paddle.Tensor:

@@ -212,12 +212,13 @@ class _Worker:
         """Decode frames, one after the other. Raises MediaError."""
         self.good = False
         self._send({"read": [int(index) for index in indices]})
-        for _ in indices:
+        for number, _ in enumerate(indices, start=1):
             frame = np.empty(self._answer(name)["shape"], np.uint8)
             if self.stdout.readinto(frame.data.cast("B")) != frame.nbytes:
                 raise self._gone(name)
+            # Before the last one is handed out: a caller who wanted just that does not come back.
+            self.good = number == len(indices)
             yield frame
-        self.good = True
 
     def _send(self, request: dict[str, Any]) -> None:
         with suppress(OSError):  # it has ended: reading its answer shows that too
