@@ -130,7 +130,8 @@ def _raise_failure(
     if foreseen is not None:
         raise foreseen
     stopped = [outcome.stopped_by for outcome in outcomes if outcome.stopped_by]
-    complete = code == 0 and not stopped
+    # What they say of themselves counts: a process may be aborted at its very end, by that of another.
+    complete = not stopped and (code == 0 or sum(outcome.code == 0 for outcome in outcomes) == processes.size)
     if (asked or stopped) and not complete:
         raise StoppedError(asked[0] if asked else stopped[0])
     if not complete:

@@ -85,6 +85,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
         observer.started(run.steps, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = trainer.stopped
+        reporter.close()
     if stopped:  # maybe by a signal that another process got
         raise StoppedError(asked[0] if asked else signal.SIGTERM)
     return _finish(run, weights)
@@ -168,6 +169,10 @@ class Reporter:
             self._observer.evaluated(step, loss, best)
             self._observer.answered(answers)
         return best
+
+    def close(self) -> None:
+        if self._scalars is not None:
+            self._scalars.close()
 
 
 def _recorder(run: Run, held_out: Subset, reporter: Reporter, wants_stop: Callable[[], bool]) -> Any:

@@ -77,6 +77,9 @@ class ScalarLog:
         for name in ("loss", "learning_rate", "grad_norm"):
             self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
 
+    def close(self) -> None:
+        self._writer.close()
+
 
 def read_records(run: Path) -> list[StepRecord]:
     """All records of a run, in order."""

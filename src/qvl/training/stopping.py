@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from qvl.errors import QvlError
 FOLDER = "_QVL_PROCESS_FOLDER"
 PARENT = "_QVL_PROCESS_PARENT"
 RANK = "PADDLE_TRAINER_ID"
+_LOCAL_SIZE = "PADDLE_LOCAL_SIZE"
+# Seconds to wait for the others; one that was killed is noticed by the launcher before.
+_LEAVE = 60.0
 _OUTCOME = "ended-{}.json"
 
 # Seconds in which a repeated signal is the same request: Paddle's launcher sends three in a row.
@@ -91,7 +95,8 @@ def as_one_of_several() -> Iterator[None]:
     """Run what one process of several does, and say how it ended to the one that started them all.
 
     A stop that was asked for ends with 0: the launcher takes any other code for a failure, and gives the others three
-    seconds. Does nothing in a run of one process, or where somebody else started them.
+    seconds. Does not return when all is well. Does nothing in a run of one process, or when somebody else started them
+    all.
     """
     folder = os.environ.get(FOLDER)
     if folder is None:
@@ -116,6 +121,17 @@ def as_one_of_several() -> Iterator[None]:
         raise
     else:
         say(0)
+    _leave_together(Path(folder))
+
+
+def _leave_together(folder: Path) -> None:
+    """End this process when all of this machine are through: gloo aborts one whose neighbour's connection ends."""
+    deadline = time.monotonic() + _LEAVE
+    while len(read_outcomes(folder)) < int(os.environ.get(_LOCAL_SIZE, "1")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # at once: the interpreter's own end takes long enough for the neighbour's to be noticed
 
 
 def _stop_without(parent: int) -> None:
