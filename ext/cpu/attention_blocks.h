@@ -1,0 +1,84 @@
+// Attention of many queries: blocks of keys are packed once for a hundred rows and more, then a tile of rows at a time
+// makes scores, weights and sums while they lie in the first cache.
+#pragma once
+
+#include "attention_parts.h"
+#include "transpose.h"
+
+namespace qvl {
+namespace QVL_LEVEL {
+
+constexpr int64_t kTileRows = 30;  // a multiple of the 5 and 6 rows of the products
+
+// Keys start .. start + n of one head turned over, [dim][kBlockKeys], and values as rows of `padded` floats.
+template <typename T>
+static inline void pack_keys(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t start, int64_t n,
+                      float* keys, float* values) {
+  const int64_t half = p.dim / 2, padded = round_up(p.dim, kLanes);
+  alignas(64) float rows[kLanes * kMostAttentionDim];
+  const T* k = static_cast<const T*>(s.k) + start * p.kv_stride + kv_head * p.dim;
+  const T* v = static_cast<const T*>(s.v) + start * p.kv_stride + kv_head * p.dim;
+  const auto scale = [&](const float* scales, int64_t j) {
+    return scales ? scales[(start + j) * p.kv_heads + kv_head] : 1.0f;
+  };
+  for (int64_t j = 0; j < n; j += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      float* row = rows + i * padded;
+      if (j + i >= n) {
+        clear(row, padded);
+        continue;
+      }
+      widen(k + (j + i) * p.kv_stride, scale(s.k_scale, j + i), row, p.dim);
+      if (s.cos) rotate(row, s.cos + (start + j + i) * half, s.sin + (start + j + i) * half, 1.0f, row, p.dim);
+      float* value = values + (j + i) * padded;
+      widen(v + (j + i) * p.kv_stride, scale(s.v_scale, j + i), value, p.dim);
+      clear(value + p.dim, padded - p.dim);
+    }
+    int64_t d = 0;
+    for (; d + kLanes <= p.dim; d += kLanes) transpose(rows + d, padded, keys + d * kBlockKeys + j, kBlockKeys);
+    for (; d < p.dim; ++d)
+      for (int64_t i = 0; i < kLanes; ++i) keys[d * kBlockKeys + j + i] = rows[i * padded + d];
+  }
+}
+
+// One group of heads, queries first .. last.
+template <typename T>
+static bool attend_blocks(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t first,
+                          int64_t last) {
+  const int64_t group = p.heads / p.kv_heads, rows = (last - first) * group;
+  const int64_t padded = round_up(p.dim, kLanes), some = round_up(rows, 16);
+  const int64_t seen_by_last = keys_seen(p, s, last - 1, 0);
+  float* queries = scratch_of<float>(8, some * (p.dim + padded + 3) + kBlockKeys * (p.dim + padded + kTileRows));
+  if (!queries) return false;
+  float* keys = queries + some * p.dim;
+  float* values = keys + kBlockKeys * p.dim;
+  float* scores = values + kBlockKeys * padded;
+  float* sums = scores + kBlockKeys * kTileRows;
+  float* state = sums + some * padded;
+  const Softmax softmax{state, state + some, state + 2 * some};
+  pack_queries(p, s, kv_head, first, last, queries);
+  softmax.reset(rows);
+  clear(sums, rows * padded);
+  for (int64_t start = 0; start < seen_by_last; start += kBlockKeys) {
+    const int64_t n = lesser(kBlockKeys, seen_by_last - start), columns = round_up(n, kLanes);
+    pack_keys<T>(p, s, kv_head, start, n, keys, values);
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t count = lesser(kTileRows, rows - row);
+      if (keys_seen(p, s, first + (row + count - 1) / group, start) <= 0) continue;
+      const Softmax part{softmax.highest + row, softmax.total + row, softmax.carry + row};
+      multiply<float>({p.dim, queries + row * p.dim, p.dim, keys, kBlockKeys, scores, kBlockKeys, nullptr}, count,
+                      columns);
+      soften(scores, kBlockKeys, count, columns, part,
+             [&](int64_t r) { return lesser(n, keys_seen(p, s, first + (row + r) / group, start)); });
+      multiply<float>({n, scores, kBlockKeys, values, padded, sums + row * padded, padded, part.carry}, count, padded);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    float* out = s.out + (first + row / group) * p.out_stride + (kv_head * group + row % group) * p.dim;
+    widen(sums + row * padded, 1.0f / softmax.total[row], out, p.dim);
+  }
+  return true;
+}
+
+}  // namespace QVL_LEVEL
+}  // namespace qvl
