@@ -64,6 +64,13 @@ def set_threads(count: int | None) -> None:
     _chosen = True
 
 
+def threads() -> int:
+    """The number of threads that was chosen: the ops of ours, OpenMP and MKL all use it. Raises UsageError."""
+    if not _chosen:
+        set_threads(None)
+    return _openmp_threads(most_threads()) or physical_cores()
+
+
 def _openmp_threads(most: int) -> int | None:
     """The first number of OMP_NUM_THREADS that is of use. "2,4" is one for each level of nesting; it is not ours."""
     numbers = (part.strip() for part in os.environ.get("OMP_NUM_THREADS", "").split(","))
