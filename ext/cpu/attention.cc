@@ -6,26 +6,13 @@
 #include <vector>
 
 #include "attention_bodies.h"
-#include "qvl/isa.h"
+#include "levels.h"
 #include "qvl/threads.h"
 
 namespace qvl {
-namespace portable {
-extern const AttentionBodies attention_bodies;
-}
-QVL_IF_AVX2(namespace avx2 { extern const AttentionBodies attention_bodies; })
-QVL_IF_AVX512(namespace avx512 { extern const AttentionBodies attention_bodies; })
+QVL_THREE_LEVELS(AttentionBodies, attention_bodies)
 
 namespace {
-
-const AttentionBodies& bodies() {
-  static const Choice<AttentionBodies> choices[] = {
-      {Isa::portable, &portable::attention_bodies},
-      QVL_IF_AVX2({Isa::avx2, &avx2::attention_bodies},)
-      QVL_IF_AVX512({Isa::avx512, &avx512::attention_bodies},)
-  };
-  return choose(choices);
-}
 
 // A range of queries of one group of heads; or, where `group` is not negative, a range of keys for all of them.
 struct Task {
@@ -73,9 +60,9 @@ bool plan_parts(const AttentionParams& p, const AttentionBodies& body, Plan& pla
   return true;
 }
 
-// About 128 rows share one packing of the keys; fewer where the threads would be left without work.
+// About 512 rows share one packing of the keys; fewer where the threads would be left without work.
 void plan_blocks(const AttentionParams& p, Plan& plan) {
-  constexpr int64_t kMostRows = 128, kFewestRows = 32;
+  constexpr int64_t kMostRows = 512, kFewestRows = 32;
   int64_t total = 0;
   for (int64_t i = 0; i < p.count; ++i) total += few(p.sequences[i]) ? 0 : p.sequences[i].queries;
   const int64_t group = p.heads / p.kv_heads;
@@ -99,7 +86,7 @@ void plan_blocks(const AttentionParams& p, Plan& plan) {
 Status attention(const AttentionParams& p) {
   const bool stored = p.storage == DType::float32 || p.storage == DType::bfloat16 || p.storage == DType::int8;
   if (!stored || p.dim % 2 != 0 || p.dim > kMostAttentionDim) return Status::unsupported;
-  const AttentionBodies& body = bodies();
+  const AttentionBodies& body = chosen_attention_bodies();
   Plan plan;
   plan_blocks(p, plan);
   if (!plan_parts(p, body, plan)) return Status::no_memory;

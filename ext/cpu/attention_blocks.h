@@ -10,11 +10,28 @@ namespace QVL_LEVEL {
 
 constexpr int64_t kTileRows = 30;  // a multiple of the 5 and 6 rows of the products
 
-// Keys start .. start + n of one head turned over, [dim][kBlockKeys], and values as rows of `padded` floats.
+// One key as float32, scaled or turned as it has to be.
 template <typename T>
-static inline void pack_keys(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t start, int64_t n,
-                      float* keys, float* values) {
-  const int64_t half = p.dim / 2, padded = round_up(p.dim, kLanes);
+static inline void unpack_key(const T* k, float scale, const float*, const float*, float* to, int64_t dim) {
+  widen(k, scale, to, dim);
+}
+static inline void unpack_key(const float* k, float, const float* cos, const float* sin, float* to, int64_t dim) {
+  cos ? rotate(k, cos, sin, 1.0f, to, dim) : widen(k, 1.0f, to, dim);
+}
+
+// kLanes keys as columns: rows [kLanes][stride] to [dim] rows of kKeyStride.
+static inline void turn_over(const float* rows, int64_t stride, int64_t dim, float* keys) {
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) transpose(rows + d, stride, keys + d * kKeyStride, kKeyStride);
+  for (; d < dim; ++d)
+    for (int64_t i = 0; i < kLanes; ++i) keys[d * kKeyStride + i] = rows[i * stride + d];
+}
+
+// Keys start .. start + n of one head turned over, [dim][kKeyStride], and values as rows of `row_stride(dim)` floats.
+template <typename T>
+static inline void pack_keys(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t start,
+                             int64_t n, float* keys, float* values) {
+  const int64_t half = p.dim / 2, padded = round_up(p.dim, kLanes), stride = row_stride(p.dim);
   alignas(64) float rows[kLanes * kMostAttentionDim];
   const T* k = static_cast<const T*>(s.k) + start * p.kv_stride + kv_head * p.dim;
   const T* v = static_cast<const T*>(s.v) + start * p.kv_stride + kv_head * p.dim;
@@ -22,22 +39,19 @@ static inline void pack_keys(const AttentionParams& p, const AttentionSequence& 
     return scales ? scales[(start + j) * p.kv_heads + kv_head] : 1.0f;
   };
   for (int64_t j = 0; j < n; j += kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      float* row = rows + i * padded;
-      if (j + i >= n) {
+    for (int64_t i = j; i < j + kLanes; ++i) {
+      float* row = rows + (i - j) * padded;
+      if (i >= n) {
         clear(row, padded);
         continue;
       }
-      widen(k + (j + i) * p.kv_stride, scale(s.k_scale, j + i), row, p.dim);
-      if (s.cos) rotate(row, s.cos + (start + j + i) * half, s.sin + (start + j + i) * half, 1.0f, row, p.dim);
-      float* value = values + (j + i) * padded;
-      widen(v + (j + i) * p.kv_stride, scale(s.v_scale, j + i), value, p.dim);
-      clear(value + p.dim, padded - p.dim);
+      const int64_t angles = (start + i) * half;
+      unpack_key(k + i * p.kv_stride, scale(s.k_scale, i), s.cos ? s.cos + angles : nullptr, s.sin + angles, row,
+                 p.dim);
+      widen(v + i * p.kv_stride, scale(s.v_scale, i), values + i * stride, p.dim);
+      clear(values + i * stride + p.dim, padded - p.dim);
     }
-    int64_t d = 0;
-    for (; d + kLanes <= p.dim; d += kLanes) transpose(rows + d, padded, keys + d * kBlockKeys + j, kBlockKeys);
-    for (; d < p.dim; ++d)
-      for (int64_t i = 0; i < kLanes; ++i) keys[d * kBlockKeys + j + i] = rows[i * padded + d];
+    turn_over(rows, padded, p.dim, keys + j);
   }
 }
 
@@ -46,14 +60,14 @@ template <typename T>
 static bool attend_blocks(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t first,
                           int64_t last) {
   const int64_t group = p.heads / p.kv_heads, rows = (last - first) * group;
-  const int64_t padded = round_up(p.dim, kLanes), some = round_up(rows, 16);
+  const int64_t padded = round_up(p.dim, kLanes), stride = row_stride(p.dim), some = round_up(rows, 16);
   const int64_t seen_by_last = keys_seen(p, s, last - 1, 0);
-  float* queries = scratch_of<float>(8, some * (p.dim + padded + 3) + kBlockKeys * (p.dim + padded + kTileRows));
+  float* queries = scratch_of<float>(8, some * (p.dim + padded + 3) + kKeyStride * (p.dim + stride + kTileRows));
   if (!queries) return false;
   float* keys = queries + some * p.dim;
-  float* values = keys + kBlockKeys * p.dim;
-  float* scores = values + kBlockKeys * padded;
-  float* sums = scores + kBlockKeys * kTileRows;
+  float* values = keys + kKeyStride * p.dim;
+  float* scores = values + kBlockKeys * stride;
+  float* sums = scores + kKeyStride * kTileRows;
   float* state = sums + some * padded;
   const Softmax softmax{state, state + some, state + 2 * some};
   pack_queries(p, s, kv_head, first, last, queries);
@@ -66,11 +80,11 @@ static bool attend_blocks(const AttentionParams& p, const AttentionSequence& s, 
       const int64_t count = lesser(kTileRows, rows - row);
       if (keys_seen(p, s, first + (row + count - 1) / group, start) <= 0) continue;
       const Softmax part{softmax.highest + row, softmax.total + row, softmax.carry + row};
-      multiply<float>({p.dim, queries + row * p.dim, p.dim, keys, kBlockKeys, scores, kBlockKeys, nullptr}, count,
+      multiply<float>({p.dim, queries + row * p.dim, p.dim, keys, kKeyStride, scores, kKeyStride, nullptr}, count,
                       columns);
-      soften(scores, kBlockKeys, count, columns, part,
+      soften(scores, kKeyStride, count, columns, part,
              [&](int64_t r) { return lesser(n, keys_seen(p, s, first + (row + r) / group, start)); });
-      multiply<float>({n, scores, kBlockKeys, values, padded, sums + row * padded, padded, part.carry}, count, padded);
+      multiply<float>({n, scores, kKeyStride, values, stride, sums + row * padded, padded, part.carry}, count, padded);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {

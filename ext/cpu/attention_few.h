@@ -10,12 +10,36 @@
 namespace qvl {
 namespace QVL_LEVEL {
 
-// Scores of kRows queries and 4 keys a time; columns up to the next multiple of 4 are written.
-template <int kRows, typename T>
-static inline void dot_rows(const float* q, int64_t dim, const T* k, int64_t stride, int64_t n, float* scores) {
+// Rows of stored keys or values. Heads lie side by side, so the rows of one are apart and the CPU does not foresee them.
+template <typename T>
+struct Stored {
+  const T* first;
+  int64_t stride;
+};
+
+template <typename T>
+static inline void fetch(const Stored<T>& rows, int64_t from, int64_t to, int64_t dim) {
+  for (int64_t j = from; j < to; ++j) {
+    const char* row = reinterpret_cast<const char*>(rows.first + j * rows.stride);
+    for (int64_t i = 0; i < dim * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
+// Scores of kRows queries and 4 keys a time; columns up to the next multiple of 4 are written. kFetch: keys further on,
+// of which `there` follow the n, and the values of these keys are on their way meanwhile.
+template <int kRows, bool kFetch, typename T>
+static inline void dot_rows(const float* q, int64_t dim, const Stored<T>& keys, const Stored<T>& values, int64_t n,
+                            int64_t there, float* scores) {
+  constexpr int64_t kAhead = 16;
+  const T* k = keys.first;
+  const int64_t stride = keys.stride;
   for (int64_t j = 0; j < n; j += 4) {
     const T* key[4];
     for (int i = 0; i < 4; ++i) key[i] = k + lesser(j + i, n - 1) * stride;
+    if (kFetch) {
+      fetch(keys, lesser(j + kAhead, there), lesser(j + kAhead + 4, there), dim);
+      fetch(values, j, lesser(j + 4, n), dim);
+    }
     vf sums[kRows][4];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -44,12 +68,21 @@ static inline void dot_rows(const float* q, int64_t dim, const T* k, int64_t str
 }
 
 template <typename T>
-static inline void dot(const float* q, int64_t rows, int64_t dim, const T* k, int64_t stride, int64_t n, float* scores) {
+static inline void dot(const float* q, int64_t rows, int64_t dim, const Stored<T>& keys, const Stored<T>& values,
+                       int64_t n, int64_t there, float* scores) {
   constexpr int kMost = kRegisters == 32 ? 6 : 2;
   int64_t r = 0;
-  for (; r + kMost <= rows; r += kMost) dot_rows<kMost>(q + r * dim, dim, k, stride, n, scores + r * kBlockKeys);
-  for (; r + 2 <= rows; r += 2) dot_rows<2>(q + r * dim, dim, k, stride, n, scores + r * kBlockKeys);
-  if (r < rows) dot_rows<1>(q + r * dim, dim, k, stride, n, scores + r * kBlockKeys);
+  if (rows >= kMost) {
+    dot_rows<kMost, true>(q, dim, keys, values, n, there, scores);
+    r = kMost;
+  }
+  for (; r + kMost <= rows; r += kMost) {
+    dot_rows<kMost, false>(q + r * dim, dim, keys, values, n, there, scores + r * kBlockKeys);
+  }
+  for (; r + 2 <= rows; r += 2) {
+    dot_rows<2, false>(q + r * dim, dim, keys, values, n, there, scores + r * kBlockKeys);
+  }
+  if (r < rows) dot_rows<1, false>(q + r * dim, dim, keys, values, n, there, scores + r * kBlockKeys);
 }
 
 // rows of scores times the scales of the keys, [n] with kv_heads between them
@@ -80,10 +113,11 @@ static bool attend_part(const AttentionParams& p, const AttentionSequence& s, in
   clear(sums, rows * padded);
   for (int64_t start = from; start < to; start += kBlockKeys) {
     const int64_t n = lesser(kBlockKeys, to - start), columns = round_up(n, kLanes);
-    const T* k = static_cast<const T*>(s.k) + start * p.kv_stride + kv_head * p.dim;
-    const T* v = static_cast<const T*>(s.v) + start * p.kv_stride + kv_head * p.dim;
+    const int64_t offset = start * p.kv_stride + kv_head * p.dim;
+    const T* v = static_cast<const T*>(s.v) + offset;
     const int64_t scale = start * p.kv_heads + kv_head;
-    dot(queries, rows, p.dim, k, p.kv_stride, n, scores);
+    dot<T>(queries, rows, p.dim, {static_cast<const T*>(s.k) + offset, p.kv_stride}, {v, p.kv_stride}, n, to - start,
+           scores);
     if (s.k_scale) scale_columns(scores, rows, s.k_scale + scale, p.kv_heads, n);
     soften(scores, kBlockKeys, rows, columns, softmax,
            [&](int64_t r) { return lesser(n, keys_seen(p, s, r / group, start)); });

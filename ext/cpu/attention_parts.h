@@ -9,6 +9,9 @@ namespace qvl {
 namespace QVL_LEVEL {
 
 constexpr int64_t kBlockKeys = 128;  // keys whose scores are held at a time
+// From row to row of packed operands: an odd number of cache lines, or powers of two would share a few sets of a cache.
+constexpr int64_t kKeyStride = kBlockKeys + 16;
+static inline int64_t row_stride(int64_t n) { return (n + 15) / 16 * 16 + ((n + 15) / 16 % 2 == 0 ? 16 : 0); }
 constexpr float kNothing = -__builtin_inff();
 constexpr float kLog2E = 1.44269504088896341f;
 

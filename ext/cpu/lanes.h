@@ -17,6 +17,8 @@ QVL_INLINE void store_some(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, sta
 // Ties to even; for values below 2**22.
 QVL_INLINE vf nearest(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 QVL_INLINE vf divide(vf a, vf b) { return _mm512_div_ps(a, b); }
+// The first n lanes, the rest 0.
+QVL_INLINE vf masked(vf a, int n) { return _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << n) - 1), a); }
 // a * 2**n for whole n in -127 .. 127; at -127 the result is 0.
 QVL_INLINE vf scale_by_power(vf a, vf n) {
   const __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
@@ -55,6 +57,7 @@ QVL_INLINE vf load_some(const float* p, int n) { return _mm256_maskload_ps(p, fi
 QVL_INLINE void store_some(float* p, vf a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
 QVL_INLINE vf nearest(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 QVL_INLINE vf divide(vf a, vf b) { return _mm256_div_ps(a, b); }
+QVL_INLINE vf masked(vf a, int n) { return _mm256_and_ps(a, _mm256_castsi256_ps(first_lanes(n))); }
 QVL_INLINE vf scale_by_power(vf a, vf n) {
   const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
@@ -102,6 +105,10 @@ QVL_INLINE void store_some(float* p, vf a, int n) {
 // By the addition that leaves no bits behind the point.
 QVL_INLINE vf nearest(vf a) { return (a + 12582912.0f) - 12582912.0f; }
 QVL_INLINE vf divide(vf a, vf b) { return a / b; }
+QVL_INLINE vf masked(vf a, int n) {
+  for (int i = n; i < 4; ++i) a[i] = 0.0f;
+  return a;
+}
 QVL_INLINE vf scale_by_power(vf a, vf n) {
   const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
   return a * reinterpret_cast<vf>(bits);

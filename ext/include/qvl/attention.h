@@ -37,6 +37,6 @@ constexpr int64_t kMostAttentionDim = 256;
 // softmax(scale q k^T) v in float32. A row of the result depends neither on the other rows of the call nor on the
 // number of threads, with one exception: up to kFewQueries queries go another way than more of them.
 Status attention(const AttentionParams& params);
-constexpr int64_t kFewQueries = 16;
+constexpr int64_t kFewQueries = 24;
 
 }  // namespace qvl
