@@ -23,4 +23,8 @@ struct bf16 {
   uint16_t bits;
 };
 
+float half_to_float(uint16_t bits);
+// Rounded to the nearest, ties to even.
+uint16_t float_to_half(float value);
+
 }  // namespace qvl

@@ -1,0 +1,181 @@
+// levels: amx
+// Linear layers for many rows on the tile unit: bfloat16 products, float32 sums, whatever the weights are stored in.
+// int8 weights are bfloat16 numbers as they are, int4 ones are widened with their scale; that costs little beside the
+// products of a hundred rows, and the activations keep more than they would as int8.
+#include "linear_blocks.h"
+
+namespace qvl {
+namespace QVL_LEVEL {
+
+constexpr int64_t kStep = 256;     // inputs of a block: the weights of four panels take 32 KiB
+constexpr int64_t kTogether = 4;   // panels of a block
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+static void prepare(const LinearParams& p, const Tiles& t, int64_t tile) {
+  const int64_t k = p.weights[0].k;
+  uint16_t* data = reinterpret_cast<uint16_t*>(t.data + tile * t.tile_bytes);
+  for (int64_t r = 0; r < t.height; ++r) {
+    const int64_t row = tile * t.height + r;
+    const float* x = p.x + row * p.x_stride;
+    for (int64_t begin = 0; begin < t.k_padded; begin += 32) {
+      uint16_t* to = data + (begin / 32 * t.height + r) * 32;
+      const int64_t n = row >= t.rows || k <= begin ? 0 : (k - begin < 32 ? k - begin : 32);
+      const uint32_t mask = n >= 32 ? 0xffffffffu : (1u << n) - 1;
+      const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x + begin);
+      const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + begin + 16);
+      const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+      memcpy(to, &both, 64);
+    }
+  }
+}
+
+// Four inputs of 16 outputs, as [16][4] bytes turned to float32 lanes, to two rows of a tile: [2][16][2] bfloat16.
+QVL_INLINE void widen_four(__m512i bytes, bool is_signed, __m512 zero, __m512 scale, uint16_t* to) {
+  __m512 inputs[4];
+  for (int j = 0; j < 4; ++j) {
+    const __m512i up = _mm512_slli_epi32(bytes, 24 - 8 * j);
+    inputs[j] = _mm512_cvtepi32_ps(is_signed ? _mm512_srai_epi32(up, 24) : _mm512_srli_epi32(up, 24));
+    inputs[j] = _mm512_mul_ps(_mm512_sub_ps(inputs[j], zero), scale);
+  }
+  for (int j = 0; j < 4; j += 2) {
+    // The lower half of each lane is the even input.
+    const __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(inputs[j]));
+    const __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(inputs[j + 1]));
+    _mm512_storeu_si512(to + 16 * j, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+  }
+}
+
+static void widen_panel(const LinearWeight& w, const Tiles& t, int64_t panel, int64_t first, int64_t last,
+                        uint16_t* to) {
+  const bool four_bits = w.dtype == DType::int4;
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * t.k_padded * (four_bits ? 8 : 16);
+  const __m512 one = _mm512_set1_ps(1.0f), none = _mm512_setzero_ps();
+  for (int64_t begin = first; begin < last;) {
+    __m512 scale = one, zero = four_bits ? _mm512_set1_ps(8.0f) : none;
+    int64_t end = last;
+    if (w.group) {
+      const int64_t place = (panel * (t.k_padded / w.group) + begin / w.group) * kPanel;
+      scale = load_half16(static_cast<const uint16_t*>(w.scales) + place).v;
+      if (w.zeros) zero = load_byte16(w.zeros + place).v;
+      const int64_t next = (begin / w.group + 1) * w.group;
+      end = next < last ? next : last;
+    }
+    for (int64_t k = begin; k < end; k += four_bits ? 8 : 4, to += four_bits ? 128 : 64) {
+      if (four_bits) {
+        const W4 w4 = load_w4(data + k * 8);
+        widen_four(w4.low, false, zero, scale, to);
+        widen_four(w4.high, false, zero, scale, to + 64);
+      } else {
+        widen_four(_mm512_loadu_si512(data + k * 16), true, zero, scale, to);
+      }
+    }
+    begin = end;
+  }
+}
+
+// Sums of `tiles` by `panels` tiles over some chunks of 32 inputs, kept in memory between blocks.
+template <int tiles, int panels>
+static void block(const uint8_t* a, int64_t tile_bytes, const uint8_t* b, int64_t panel_bytes, int64_t chunks,
+                  bool begins, float* kept, int64_t kept_stride) {
+#define QVL_C(i, j) (kept + (i) * kept_stride + (j) * 256)
+  if (begins) {
+    _tile_zero(0);
+    if (panels > 1) _tile_zero(1);
+    if (tiles > 1) _tile_zero(2);
+    if (tiles > 1 && panels > 1) _tile_zero(3);
+  } else {
+    _tile_loadd(0, QVL_C(0, 0), 64);
+    if (panels > 1) _tile_loadd(1, QVL_C(0, 1), 64);
+    if (tiles > 1) _tile_loadd(2, QVL_C(1, 0), 64);
+    if (tiles > 1 && panels > 1) _tile_loadd(3, QVL_C(1, 1), 64);
+  }
+  for (int64_t c = 0; c < chunks; ++c) {
+    _tile_loadd(4, a + c * 1024, 64);
+    _tile_loadd(6, b + c * 1024, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (panels > 1) {
+      _tile_loadd(7, b + panel_bytes + c * 1024, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (tiles > 1) {
+      _tile_loadd(5, a + tile_bytes + c * 1024, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if (panels > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, QVL_C(0, 0), 64);
+  if (panels > 1) _tile_stored(1, QVL_C(0, 1), 64);
+  if (tiles > 1) _tile_stored(2, QVL_C(1, 0), 64);
+  if (tiles > 1 && panels > 1) _tile_stored(3, QVL_C(1, 1), 64);
+#undef QVL_C
+}
+
+static void finish_rows(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last,
+                        const float* kept, int64_t kept_stride) {
+  const LinearWeight& w = *q.weight;
+  const bool scaled = w.dtype == DType::int8 && !w.group;
+  for (int64_t tile = first; tile < last; ++tile, kept += kept_stride) {
+    for (int64_t r = 0; r < 16 && tile * 16 + r < t.rows; ++r) {
+      for (int64_t i = 0; i < q.count; ++i) {
+        F16 value = load16(kept + i * 256 + r * 16);
+        if (scaled) value = mul16(value, load16(static_cast<const float*>(w.scales) + (q.first + i) * kPanel));
+        finish(p, q, q.first + i, tile * 16 + r, value);
+      }
+    }
+  }
+}
+
+static void four_panels(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
+  const bool ready = q.weight->dtype == DType::bfloat16;
+  const int64_t kept_stride = q.count * 256;
+  float* kept = scratch_of<float>(8, (last - first) * kept_stride);
+  uint16_t* widened = ready ? nullptr : scratch_of<uint16_t>(9, kTogether * kStep * kPanel);
+  for (int64_t k = 0; k < t.k_padded; k += kStep) {
+    const int64_t stop = k + kStep < t.k_padded ? k + kStep : t.k_padded, chunks = (stop - k) / 32;
+    const uint8_t* b = reinterpret_cast<const uint8_t*>(widened);
+    int64_t panel_bytes = chunks * 1024;
+    if (ready) {
+      panel_bytes = t.k_padded * 32;
+      b = static_cast<const uint8_t*>(q.weight->data) + q.first * panel_bytes + k * 32;
+    } else {
+      for (int64_t i = 0; i < q.count; ++i) {
+        widen_panel(*q.weight, t, q.first + i, k, stop, widened + i * chunks * 512);
+      }
+    }
+    for (int64_t tile = first; tile < last; tile += 2) {
+      const uint8_t* a = t.data + tile * t.tile_bytes + k * 32;
+      float* sums = kept + (tile - first) * kept_stride;
+      for (int64_t i = 0; i < q.count; i += 2) {
+        const bool two_tiles = tile + 1 < last, two_panels = i + 1 < q.count;
+        const auto body = two_tiles ? (two_panels ? block<2, 2> : block<2, 1>) : (two_panels ? block<1, 2> : block<1, 1>);
+        body(a, t.tile_bytes, b + i * panel_bytes, panel_bytes, chunks, k == 0, sums + i * 256, kept_stride);
+      }
+    }
+  }
+  finish_rows(p, t, q, first, last, kept, kept_stride);
+}
+
+static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    config.bytes[i] = 64;
+    config.rows[i] = 16;
+  }
+  _tile_loadconfig(&config);
+  for (int64_t i = 0; i < q.count; i += kTogether) {
+    const int64_t count = q.count - i < kTogether ? q.count - i : kTogether;
+    four_panels(p, t, {q.weight, q.first + i, count, q.column}, first, last);
+  }
+  _tile_release();
+}
+
+extern const LinearKernels linear_tiles;
+const LinearKernels linear_tiles{2, prepare, run};
+
+}  // namespace QVL_LEVEL
+}  // namespace qvl
