@@ -13,7 +13,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-# "composed" runs anywhere; "flash" is Paddle's FlashAttention, for float16 and bfloat16 on a GPU.
+from qvl.ops.bodies import dense, module_for
+from qvl.ops.rotary import apply_rotary, spread
+
+# "composed" runs anywhere, with the native body where there is one; "flash" is Paddle's FlashAttention, for float16 and bfloat16 on a GPU.
 AttentionImpl = Literal["composed", "flash"]
 
 # Scores held at a time by the composed body; 8 to 32 MiB are equally fast on a CPU. For a 2044x1372 picture, with its
@@ -40,6 +43,9 @@ def varlen_attention(
     dim = q.shape[-1]
     if impl == "flash" and dim % 8 == 0 and dim <= 256:  # the head sizes FlashAttention has
         return _flash(q, k, v, lengths, causal)
+    module = module_for(q, k, v)
+    if module is not None and dim % 2 == 0 and dim <= 256:  # the head sizes the native body has
+        return module.attention(q, k, v, list(lengths), causal)
     if len(lengths) == 1:
         return _composed(q, k, v, causal)
     outputs = []
@@ -49,6 +55,32 @@ def varlen_attention(
         outputs.append(_composed(q[q_start : q_start + n], k[keys], v[keys], causal))
         q_start, k_start = q_start + n, k_start + m
     return paddle.concat(outputs, axis=0)
+
+
+def vision_attention(
+    qkv: paddle.Tensor,
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    heads: int,
+    lengths: Sequence[int],
+    *,
+    impl: AttentionImpl = "composed",
+) -> paddle.Tensor:
+    """Rotary and full attention within each slice of the vision tower.
+
+    qkv: [N, 3 * heads * D], q, k and v one after the other; cos, sin: float32 [N, D/2] of `half_tables`; lengths: rows
+    of each slice, adding up to N. Returns [N, heads * D] in qkv's dtype. Raises ValueError when sizes disagree.
+    """
+    module = module_for(qkv, cos) if impl == "composed" else None
+    n, width = qkv.shape[0], qkv.shape[1] // 3
+    if module is not None and width // heads % 2 == 0 and width // heads <= 256:
+        return module.vision_attention(dense(qkv), cos, sin, heads, list(lengths))
+    # q and k are turned as one.
+    qk, v = paddle.split(qkv, [2 * width, width], axis=-1)
+    qk = apply_rotary(qk.reshape([n, 2 * heads, -1]), *spread(cos, sin, 2 * heads))
+    q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
+    out = varlen_attention(q, k, v, [(m, m) for m in lengths], causal=False, impl=impl)
+    return out.reshape([n, width])
 
 
 def _composed(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, causal: bool) -> paddle.Tensor:
