@@ -11,6 +11,7 @@
 
 namespace qvl {
 QVL_THREE_LEVELS(AttentionBodies, attention_bodies)
+QVL_IF_AMX(namespace amx { extern const AttentionTiles attention_tiles; })
 
 namespace {
 
@@ -60,14 +61,16 @@ bool plan_parts(const AttentionParams& p, const AttentionBodies& body, Plan& pla
   return true;
 }
 
-// About 512 rows share one packing of the keys; fewer where the threads would be left without work.
+// 512 rows share one packing of the keys, or 1024 where the rest is that much quicker; fewer where the threads would be
+// left without work.
 void plan_blocks(const AttentionParams& p, Plan& plan) {
-  constexpr int64_t kMostRows = 512, kFewestRows = 32;
+  constexpr int64_t kFewestRows = 32;
+  const int64_t most = p.rounded ? 1024 : 512;
   int64_t total = 0;
   for (int64_t i = 0; i < p.count; ++i) total += few(p.sequences[i]) ? 0 : p.sequences[i].queries;
   const int64_t group = p.heads / p.kv_heads;
   int64_t rows = total * p.heads / (3 * threads());
-  rows = rows > kMostRows ? kMostRows : rows < kFewestRows ? kFewestRows : rows;
+  rows = rows > most ? most : rows < kFewestRows ? kFewestRows : rows;
   const int64_t step = rows / group > 1 ? rows / group : 1;
   for (int64_t i = 0; i < p.count; ++i) {
     const auto& s = p.sequences[i];
@@ -81,12 +84,19 @@ void plan_blocks(const AttentionParams& p, Plan& plan) {
   }
 }
 
+auto blocks_of(const AttentionParams& p, const AttentionBodies& body) {
+  QVL_IF_AMX(if (p.rounded && isa() >= Isa::amx && isa_supported(Isa::amx)) return amx::attention_tiles.blocks;)
+  (void)p;
+  return body.blocks;
+}
+
 }  // namespace
 
 Status attention(const AttentionParams& p) {
   const bool stored = p.storage == DType::float32 || p.storage == DType::bfloat16 || p.storage == DType::int8;
   if (!stored || p.dim % 2 != 0 || p.dim > kMostAttentionDim) return Status::unsupported;
   const AttentionBodies& body = chosen_attention_bodies();
+  const auto blocks = blocks_of(p, body);
   Plan plan;
   plan_blocks(p, plan);
   if (!plan_parts(p, body, plan)) return Status::no_memory;
@@ -98,7 +108,7 @@ Status attention(const AttentionParams& p) {
       const Task& task = plan.tasks[static_cast<size_t>(i)];
       bool done;
       if (task.group < 0) {
-        done = body.blocks(p, *task.sequence, task.kv_head, task.first, task.last);
+        done = blocks(p, *task.sequence, task.kv_head, task.first, task.last);
       } else {
         done = body.part(p, *task.sequence, task.kv_head, task.first, task.last, task.result);
         const auto& group = plan.groups[static_cast<size_t>(task.group)];

@@ -10,15 +10,6 @@ namespace QVL_LEVEL {
 
 constexpr int64_t kTileRows = 30;  // a multiple of the 5 and 6 rows of the products
 
-// One key as float32, scaled or turned as it has to be.
-template <typename T>
-static inline void unpack_key(const T* k, float scale, const float*, const float*, float* to, int64_t dim) {
-  widen(k, scale, to, dim);
-}
-static inline void unpack_key(const float* k, float, const float* cos, const float* sin, float* to, int64_t dim) {
-  cos ? rotate(k, cos, sin, 1.0f, to, dim) : widen(k, 1.0f, to, dim);
-}
-
 // kLanes keys as columns: rows [kLanes][stride] to [dim] rows of kKeyStride.
 static inline void turn_over(const float* rows, int64_t stride, int64_t dim, float* keys) {
   int64_t d = 0;
@@ -33,8 +24,8 @@ static inline void pack_keys(const AttentionParams& p, const AttentionSequence& 
                              int64_t n, float* keys, float* values) {
   const int64_t half = p.dim / 2, padded = round_up(p.dim, kLanes), stride = row_stride(p.dim);
   alignas(64) float rows[kLanes * kMostAttentionDim];
-  const T* k = static_cast<const T*>(s.k) + start * p.kv_stride + kv_head * p.dim;
-  const T* v = static_cast<const T*>(s.v) + start * p.kv_stride + kv_head * p.dim;
+  const T* k = static_cast<const T*>(s.k) + start * p.k_stride + kv_head * p.dim;
+  const T* v = static_cast<const T*>(s.v) + start * p.v_stride + kv_head * p.dim;
   const auto scale = [&](const float* scales, int64_t j) {
     return scales ? scales[(start + j) * p.kv_heads + kv_head] : 1.0f;
   };
@@ -46,9 +37,9 @@ static inline void pack_keys(const AttentionParams& p, const AttentionSequence& 
         continue;
       }
       const int64_t angles = (start + i) * half;
-      unpack_key(k + i * p.kv_stride, scale(s.k_scale, i), s.cos ? s.cos + angles : nullptr, s.sin + angles, row,
+      unpack_key(k + i * p.k_stride, scale(s.k_scale, i), s.cos ? s.cos + angles : nullptr, s.sin + angles, row,
                  p.dim);
-      widen(v + i * p.kv_stride, scale(s.v_scale, i), values + i * stride, p.dim);
+      widen(v + i * p.v_stride, scale(s.v_scale, i), values + i * stride, p.dim);
       clear(values + i * stride + p.dim, padded - p.dim);
     }
     turn_over(rows, padded, p.dim, keys + j);

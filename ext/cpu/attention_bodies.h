@@ -20,4 +20,9 @@ struct AttentionBodies {
   int64_t (*part_floats)(const AttentionParams&, const AttentionSequence&);
 };
 
+// The tile unit's way through `blocks`, which rounds operands to bfloat16.
+struct AttentionTiles {
+  bool (*blocks)(const AttentionParams&, const AttentionSequence&, int64_t kv_head, int64_t first, int64_t last);
+};
+
 }  // namespace qvl

@@ -113,21 +113,21 @@ static bool attend_part(const AttentionParams& p, const AttentionSequence& s, in
   clear(sums, rows * padded);
   for (int64_t start = from; start < to; start += kBlockKeys) {
     const int64_t n = lesser(kBlockKeys, to - start), columns = round_up(n, kLanes);
-    const int64_t offset = start * p.kv_stride + kv_head * p.dim;
-    const T* v = static_cast<const T*>(s.v) + offset;
+    const T* k = static_cast<const T*>(s.k) + start * p.k_stride + kv_head * p.dim;
+    const T* v = static_cast<const T*>(s.v) + start * p.v_stride + kv_head * p.dim;
     const int64_t scale = start * p.kv_heads + kv_head;
-    dot<T>(queries, rows, p.dim, {static_cast<const T*>(s.k) + offset, p.kv_stride}, {v, p.kv_stride}, n, to - start,
+    dot<T>(queries, rows, p.dim, {k, p.k_stride}, {v, p.v_stride}, n, to - start,
            scores);
     if (s.k_scale) scale_columns(scores, rows, s.k_scale + scale, p.kv_heads, n);
     soften(scores, kBlockKeys, rows, columns, softmax,
            [&](int64_t r) { return lesser(n, keys_seen(p, s, r / group, start)); });
     if (s.v_scale) scale_columns(scores, rows, s.v_scale + scale, p.kv_heads, n);
     if (p.dim % kLanes == 0) {
-      multiply<T>({n, scores, kBlockKeys, v, p.kv_stride, sums, padded, softmax.carry}, rows, padded);
+      multiply<T>({n, scores, kBlockKeys, v, p.v_stride, sums, padded, softmax.carry}, rows, padded);
       continue;
     }
     for (int64_t j = 0; j < n; ++j) {
-      widen(v + j * p.kv_stride, 1.0f, values + j * padded, p.dim);
+      widen(v + j * p.v_stride, 1.0f, values + j * padded, p.dim);
       clear(values + j * padded + p.dim, padded - p.dim);
     }
     multiply<float>({n, scores, kBlockKeys, values, padded, sums, padded, softmax.carry}, rows, padded);

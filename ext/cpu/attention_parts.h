@@ -35,6 +35,15 @@ static inline void rotate(const float* from, const float* cos, const float* sin,
   });
 }
 
+// One key as float32, scaled or turned as it has to be.
+template <typename T>
+static inline void unpack_key(const T* k, float scale, const float*, const float*, float* to, int64_t dim) {
+  widen(k, scale, to, dim);
+}
+static inline void unpack_key(const float* k, float, const float* cos, const float* sin, float* to, int64_t dim) {
+  cos ? rotate(k, cos, sin, 1.0f, to, dim) : widen(k, 1.0f, to, dim);
+}
+
 // Queries first .. last of one group of heads, as rows of `dim`: all heads of a query, then those of the next. Scaled
 // so that the softmax may use powers of two.
 static inline void pack_queries(const AttentionParams& p, const AttentionSequence& s, int64_t kv_head, int64_t first,

@@ -46,8 +46,8 @@ paddle::Tensor over_spans(const paddle::Tensor& q, const paddle::Tensor& k, cons
   p.heads = q.shape()[1], p.kv_heads = k.shape()[1], p.dim = q.shape()[2];
   require_heads(p.heads, p.kv_heads, p.dim, op, "k");
   p.q_stride = row_stride_of(q, op, "q");
-  p.kv_stride = row_stride_of(k, op, "k");
-  require(row_stride_of(v, op, "v") == p.kv_stride, op, "v", "must have its rows as far apart as k");
+  p.k_stride = row_stride_of(k, op, "k");
+  p.v_stride = row_stride_of(v, op, "v");
   p.causal = causal;
   paddle::Tensor out = new_floats(q.shape());
   std::vector<AttentionSequence> sequences;
@@ -57,8 +57,8 @@ paddle::Tensor over_spans(const paddle::Tensor& q, const paddle::Tensor& k, cons
     AttentionSequence s{};
     s.q = q.data<float>() + queries * p.q_stride;
     s.out = out.data<float>() + queries * p.heads * p.dim;
-    s.k = k.data<float>() + keys * p.kv_stride;
-    s.v = v.data<float>() + keys * p.kv_stride;
+    s.k = k.data<float>() + keys * p.k_stride;
+    s.v = v.data<float>() + keys * p.v_stride;
     s.queries = n, s.keys = m;
     sequences.push_back(s);
     queries += n, keys += m;
@@ -82,7 +82,7 @@ paddle::Tensor vision(const paddle::Tensor& qkv, const paddle::Tensor& cos, cons
   AttentionParams p{};
   p.heads = p.kv_heads = heads, p.dim = width / heads;
   require_heads(heads, heads, p.dim, op, "heads");
-  p.q_stride = p.kv_stride = 3 * width;
+  p.q_stride = p.k_stride = p.v_stride = 3 * width;
   const float* c = floats(cos, {rows, p.dim / 2}, op, "cos");
   const float* s = floats(sin, {rows, p.dim / 2}, op, "sin");
   paddle::Tensor out = new_floats({rows, width});
@@ -200,7 +200,7 @@ paddle::Tensor with_caches(const paddle::Tensor& q, const Optional& k, const Opt
   paddle::Tensor turned = new_floats({made.rows, heads * p.dim}), out = new_floats({made.rows, heads * p.dim});
   store(made, rows, p.storage, turned, op);
   p.q_stride = heads * p.dim;
-  p.kv_stride = kv_heads * p.dim;
+  p.k_stride = p.v_stride = kv_heads * p.dim;
   p.causal = true;
   std::vector<AttentionSequence> sequences;
   int64_t row = 0;

@@ -92,7 +92,7 @@ def store_rows(cache: CacheRows, k: paddle.Tensor, v: paddle.Tensor) -> None:
     rows = slice(cache.start, cache.start + k.shape[0])
     for tensor, scales, x in ((cache.keys, cache.key_scales, k), (cache.values, cache.value_scales, v)):
         if scales is None:
-            tensor[rows] = x.astype(tensor.dtype)
+            tensor[rows] = x if x.dtype == tensor.dtype else x.astype(tensor.dtype)
         else:
             tensor[rows], scales[rows] = quantize_rows(x)
 
@@ -101,7 +101,9 @@ def load_rows(cache: CacheRows, stop: int, dtype: paddle.dtype) -> tuple[paddle.
     """Keys and values [stop, kv_heads, D] of everything before `stop`: views where they are stored in that dtype."""
 
     def loaded(tensor: paddle.Tensor, scales: paddle.Tensor | None) -> paddle.Tensor:
-        rows = tensor[:stop].astype(dtype)
+        rows = tensor[:stop]
+        if rows.dtype != dtype:
+            rows = rows.astype(dtype)
         return rows if scales is None else rows * scales[:stop].unsqueeze(-1).astype(dtype)
 
     return loaded(cache.keys, cache.key_scales), loaded(cache.values, cache.value_scales)

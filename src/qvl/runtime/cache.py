@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import paddle
 
+from qvl import ops
 from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
 
 
 class KVCache:
-    """Two tensors [capacity, kv_heads, head_dim] a layer. One sequence owns it; nothing is shared between prompts."""
+    """Two tensors [capacity, kv_heads, head_dim] a layer. One sequence owns it; nothing is shared between prompts.
+
+    dtype: the model's, or one that takes less: bfloat16, or int8 with a scale for each token and head.
+    """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype: str) -> None:
         self.capacity = capacity
@@ -17,6 +21,10 @@ class KVCache:
         layers = range(config.num_hidden_layers)
         self._keys = [paddle.empty(shape, dtype) for _ in layers]
         self._values = [paddle.empty(shape, dtype) for _ in layers]
+        # An element of int8 is to be multiplied by that of its token and head.
+        self._scales = [
+            (paddle.empty(shape[:2], "float32"), paddle.empty(shape[:2], "float32")) for _ in layers if dtype == "int8"
+        ]
         self._filled = [0 for _ in layers]
 
     def __len__(self) -> int:
@@ -24,16 +32,19 @@ class KVCache:
         return self._filled[-1]
 
     def append(self, layer: int, k: paddle.Tensor, v: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Store [n, kv_heads, D] of the newest tokens in place; return views of everything stored so far."""
+        """Store [n, kv_heads, D] of the newest tokens in place; return everything stored so far, in k's dtype."""
+        rows = self.claim(layer, k.shape[0])
+        ops.store_rows(rows, k, v)
+        return ops.load_rows(rows, self._filled[layer], k.dtype)
+
+    def claim(self, layer: int, tokens: int) -> ops.CacheRows:
+        """Count so many new tokens as stored, and give the memory they are to be written to."""
         start = self._filled[layer]
-        stop = start + k.shape[0]
-        if stop > self.capacity:
-            raise QvlError(f"the cache has room for {self.capacity} tokens, {stop} were given")
-        keys, values = self._keys[layer], self._values[layer]
-        keys[start:stop] = k
-        values[start:stop] = v
-        self._filled[layer] = stop
-        return keys[:stop], values[:stop]
+        if start + tokens > self.capacity:
+            raise QvlError(f"the cache has room for {self.capacity} tokens, {start + tokens} were given")
+        self._filled[layer] = start + tokens
+        key_scales, value_scales = self._scales[layer] if self._scales else (None, None)
+        return ops.CacheRows(self._keys[layer], self._values[layer], key_scales, value_scales, start)
 
 
 def cache_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
