@@ -140,6 +140,28 @@ static void finish_rows(const LinearParams& p, const Tiles& t, const Panels& q, 
   }
 }
 
+// Asks for a share of the weights of the inputs from k on, so that memory works while the tile unit does.
+static void fetch_weights(const Panels& q, const Tiles& t, int64_t k, int64_t share, int64_t shares) {
+  const DType dtype = q.weight->dtype;
+  const int64_t input_bytes = dtype == DType::bfloat16 ? 32 : dtype == DType::int8 ? 16 : 8;
+  const int64_t count = k + kStep < t.k_padded ? kStep : t.k_padded - k, lines = count * input_bytes / 64;
+  const char* data = static_cast<const char*>(q.weight->data) + k * input_bytes;
+  for (int64_t i = 0; i < q.count; ++i) {
+    const char* panel = data + (q.first + i) * t.k_padded * input_bytes;
+    for (int64_t line = lines * share / shares; line < lines * (share + 1) / shares; ++line) {
+      _mm_prefetch(panel + line * 64, _MM_HINT_T1);
+    }
+  }
+}
+
+// The same for the outputs of a tile, which are about to be written.
+static void fetch_outputs(const LinearParams& p, const Tiles& t, const Panels& q, int64_t tile) {
+  for (int64_t row = tile * 16; row < tile * 16 + 16 && row < t.rows; ++row) {
+    const float* out = p.out + row * p.out_stride + q.column + q.first * kPanel;
+    for (int64_t i = 0; i < q.count; ++i) __builtin_prefetch(out + i * kPanel, 1, 2);
+  }
+}
+
 static void one_range(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
   const bool ready = q.weight->dtype == DType::bfloat16;
   const int64_t kept_stride = q.count * 256;
@@ -158,16 +180,22 @@ static void one_range(const LinearParams& p, const Tiles& t, const Panels& q, in
       }
     }
     for (int64_t tile = first; tile < last; tile += 2) {
+      const int64_t end = tile + 2 < last ? tile + 2 : last;
       const uint8_t* a = t.data + tile * t.tile_bytes + k * 32;
       float* sums = kept + (tile - first) * kept_stride;
+      if (stop < t.k_padded) {
+        fetch_weights(q, t, stop, (tile - first) / 2, (last - first + 1) / 2);
+      } else {
+        for (int64_t each = tile; each < end; ++each) fetch_outputs(p, t, q, each);
+      }
       for (int64_t i = 0; i < q.count; i += 2) {
         const bool two_tiles = tile + 1 < last, two_panels = i + 1 < q.count;
         const auto body = two_tiles ? (two_panels ? block<2, 2> : block<2, 1>) : (two_panels ? block<1, 2> : block<1, 1>);
         body(a, t.tile_bytes, b + i * panel_bytes, panel_bytes, chunks, k == 0, sums + i * 256, kept_stride);
       }
+      if (stop == t.k_padded) finish_rows(p, t, q, tile, end, sums, kept_stride);
     }
   }
-  finish_rows(p, t, q, first, last, kept, kept_stride);
 }
 
 static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
