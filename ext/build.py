@@ -127,9 +127,7 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
     """Object files of all compilations; those whose command and sources did not change are kept from last time."""
     levels = levels_of(compiler)
     defines = [f"-DQVL_HAS_{name.upper()}" for name in levels if name != "portable"]
-    headers = hashlib.sha256()
-    for path in sorted(HERE.rglob("*.h")):
-        headers.update(path.read_bytes())
+    headers = {folder: _digest_of_headers(folder) for folder in ("cpu", "paddle")}
 
     def one(compilation: tuple[Path, str | None]) -> Path:
         source, level = compilation
@@ -141,7 +139,8 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
             for include in (paddle.include, paddle.include / "third_party", Path(python)):
                 command += ["-isystem", str(include)]
             command += ["-D_GLIBCXX_USE_CXX11_ABI=1", "-fvisibility-inlines-hidden"]
-        key = hashlib.sha256(repr([command, paddle.version]).encode() + headers.digest() + source.read_bytes())
+        key = hashlib.sha256(repr([command, paddle.version]).encode())
+        key.update(headers[source.parent.name] + source.read_bytes())
         target = folder / f"{source.parent.name}-{source.stem}-{level or 'once'}-{key.hexdigest()[:16]}.o"
         if not target.exists():
             made = target.with_suffix(f".{os.getpid()}.tmp")
@@ -151,6 +150,14 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
 
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(one, sources_for(levels)))
+
+
+def _digest_of_headers(folder: str) -> bytes:
+    """Of the headers that a file of cpu/ or paddle/ may include."""
+    digest = hashlib.sha256()
+    for path in sorted([*(HERE / "include").rglob("*.h"), *(HERE / folder).glob("*.h")]):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def _run(command: list[str]) -> None:

@@ -29,8 +29,8 @@ namespace {
 
 // From here on the arithmetic counts, not the reading of weights.
 constexpr int64_t kManyRows = 16;
-constexpr int64_t kTilesOfChunk = 16;  // 256 rows: their sums and activations stay in the second-level cache
-constexpr int64_t kPanelsOfBlock = 4;
+// From here on widening int8 and int4 weights for the tile unit costs less than it saves.
+constexpr int64_t kWidenRows = 48;
 
 const Choice<LinearKernels> int_bodies[] = {
     {Isa::portable, &portable::linear_int},
@@ -74,14 +74,14 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const LinearKernels& body_for(DType dtype, int64_t rows) {
   if (dtype == DType::bfloat16) return rows < kManyRows ? choose(float_bodies) : choose(float_bodies_many);
-  return rows < kManyRows ? choose(int_bodies) : choose(int_bodies_many);
+  return rows < kWidenRows ? choose(int_bodies) : choose(int_bodies_many);
 }
 
 // Ranges of panels such that each thread gets several and none is too small to be worth handing out.
 int64_t grain_of(int64_t panels, int64_t panel_bytes) {
   const int64_t enough = divide_up(64 * 1024, panel_bytes), fair = divide_up(panels, 4 * threads());
   const int64_t grain = enough < fair ? enough : fair;
-  return divide_up(grain, kPanelsOfBlock) * kPanelsOfBlock;
+  return divide_up(grain, 4) * 4;
 }
 
 // Calls f(panels of one weight) for the panels [begin, end), counted over all weights.
@@ -165,12 +165,13 @@ Status linear(const LinearParams& p) {
     return Status::ok;
   }
   // Ranges of the same panels follow one another, so their weights are in the cache for the later ones.
-  const int64_t chunks = divide_up(tiles, kTilesOfChunk);
-  parallel(divide_up(panels, kPanelsOfBlock) * chunks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t fair = divide_up(panels, 3 * threads() * 2) * 2;
+  const int64_t block = fair < body.most_panels ? fair : body.most_panels, chunks = divide_up(tiles, body.most_tiles);
+  parallel(divide_up(panels, block) * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % chunks * kTilesOfChunk, panel = i / chunks * kPanelsOfBlock;
-      const int64_t last = first + kTilesOfChunk < tiles ? first + kTilesOfChunk : tiles;
-      for_panels(p, panel, panel + kPanelsOfBlock, [&](const Panels& part) { body.run(p, t, part, first, last); });
+      const int64_t first = i % chunks * body.most_tiles, panel = i / chunks * block;
+      const int64_t last = first + body.most_tiles < tiles ? first + body.most_tiles : tiles;
+      for_panels(p, panel, panel + block, [&](const Panels& part) { body.run(p, t, part, first, last); });
     }
   });
   return Status::ok;

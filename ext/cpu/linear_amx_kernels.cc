@@ -7,8 +7,11 @@
 namespace qvl {
 namespace QVL_LEVEL {
 
-constexpr int64_t kStep = 256;     // inputs of a block: the weights of four panels take 32 KiB
-constexpr int64_t kTogether = 4;   // panels of a block
+// Inputs of a block: two tiles of activations, two panels and their sums fit the first-level cache. The weights of
+// all panels of a range, 128 KiB, and the sums of its rows fit the second; activations are read from the third, once
+// for each range.
+constexpr int64_t kStep = 256;
+constexpr int64_t kTogether = 16;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -34,47 +37,54 @@ static void prepare(const LinearParams& p, const Tiles& t, int64_t tile) {
   }
 }
 
-// Four inputs of 16 outputs, as [16][4] bytes turned to float32 lanes, to two rows of a tile: [2][16][2] bfloat16.
-QVL_INLINE void widen_four(__m512i bytes, bool is_signed, __m512 zero, __m512 scale, uint16_t* to) {
+// Two vectors of 16 outputs as the pairs of a tile's row, [16][2] bfloat16.
+QVL_INLINE void store_pairs(__m512 even, __m512 odd, uint16_t* to) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+}
+
+// Four inputs of 16 outputs, [16][4] bytes, to two rows of a tile; `minus_zero` is -zero * scale.
+template <bool is_signed, bool scaled>
+QVL_INLINE void widen_four(__m512i bytes, __m512 scale, __m512 minus_zero, uint16_t* to) {
   __m512 inputs[4];
   for (int j = 0; j < 4; ++j) {
     const __m512i up = _mm512_slli_epi32(bytes, 24 - 8 * j);
     inputs[j] = _mm512_cvtepi32_ps(is_signed ? _mm512_srai_epi32(up, 24) : _mm512_srli_epi32(up, 24));
-    inputs[j] = _mm512_mul_ps(_mm512_sub_ps(inputs[j], zero), scale);
+    if (scaled) inputs[j] = _mm512_fmadd_ps(inputs[j], scale, minus_zero);
   }
-  for (int j = 0; j < 4; j += 2) {
-    // The lower half of each lane is the even input.
-    const __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(inputs[j]));
-    const __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(inputs[j + 1]));
-    _mm512_storeu_si512(to + 16 * j, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-  }
+  store_pairs(inputs[0], inputs[1], to);
+  store_pairs(inputs[2], inputs[3], to + 32);
 }
 
 static void widen_panel(const LinearWeight& w, const Tiles& t, int64_t panel, int64_t first, int64_t last,
                         uint16_t* to) {
+  if (!w.group) {
+    const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * t.k_padded * 16;
+    const __m512 none = _mm512_setzero_ps();
+    for (int64_t k = first; k < last; k += 4, to += 64) {
+      widen_four<true, false>(_mm512_loadu_si512(data + k * 16), none, none, to);
+    }
+    return;
+  }
   const bool four_bits = w.dtype == DType::int4;
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * t.k_padded * (four_bits ? 8 : 16);
-  const __m512 one = _mm512_set1_ps(1.0f), none = _mm512_setzero_ps();
-  for (int64_t begin = first; begin < last;) {
-    __m512 scale = one, zero = four_bits ? _mm512_set1_ps(8.0f) : none;
-    int64_t end = last;
-    if (w.group) {
-      const int64_t place = (panel * (t.k_padded / w.group) + begin / w.group) * kPanel;
-      scale = load_half16(static_cast<const uint16_t*>(w.scales) + place).v;
-      if (w.zeros) zero = load_byte16(w.zeros + place).v;
-      const int64_t next = (begin / w.group + 1) * w.group;
-      end = next < last ? next : last;
-    }
-    for (int64_t k = begin; k < end; k += four_bits ? 8 : 4, to += four_bits ? 128 : 64) {
+  for (int64_t begin = first; begin < last; begin += w.group) {
+    const int64_t place = (panel * t.groups + begin / w.group) * kPanel, end = begin + w.group;
+    const __m512 scale = load_half16(static_cast<const uint16_t*>(w.scales) + place).v;
+    const __m512 zero = w.zeros ? load_byte16(w.zeros + place).v : _mm512_set1_ps(four_bits ? 8.0f : 0.0f);
+    const __m512 minus_zero = _mm512_fnmadd_ps(zero, scale, _mm512_setzero_ps());
+    for (int64_t k = begin; k < end; k += four_bits ? 8 : 4) {
       if (four_bits) {
         const W4 w4 = load_w4(data + k * 8);
-        widen_four(w4.low, false, zero, scale, to);
-        widen_four(w4.high, false, zero, scale, to + 64);
+        widen_four<false, true>(w4.low, scale, minus_zero, to);
+        widen_four<false, true>(w4.high, scale, minus_zero, to + 64);
+        to += 128;
       } else {
-        widen_four(_mm512_loadu_si512(data + k * 16), true, zero, scale, to);
+        widen_four<true, true>(_mm512_loadu_si512(data + k * 16), scale, minus_zero, to);
+        to += 64;
       }
     }
-    begin = end;
   }
 }
 
@@ -130,7 +140,29 @@ static void finish_rows(const LinearParams& p, const Tiles& t, const Panels& q, 
   }
 }
 
-static void four_panels(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
+// Asks for a share of the weights of the inputs from k on, so that memory works while the tile unit does.
+static void fetch_weights(const Panels& q, const Tiles& t, int64_t k, int64_t share, int64_t shares) {
+  const DType dtype = q.weight->dtype;
+  const int64_t input_bytes = dtype == DType::bfloat16 ? 32 : dtype == DType::int8 ? 16 : 8;
+  const int64_t count = k + kStep < t.k_padded ? kStep : t.k_padded - k, lines = count * input_bytes / 64;
+  const char* data = static_cast<const char*>(q.weight->data) + k * input_bytes;
+  for (int64_t i = 0; i < q.count; ++i) {
+    const char* panel = data + (q.first + i) * t.k_padded * input_bytes;
+    for (int64_t line = lines * share / shares; line < lines * (share + 1) / shares; ++line) {
+      _mm_prefetch(panel + line * 64, _MM_HINT_T1);
+    }
+  }
+}
+
+// The same for the outputs of a tile, which are about to be written.
+static void fetch_outputs(const LinearParams& p, const Tiles& t, const Panels& q, int64_t tile) {
+  for (int64_t row = tile * 16; row < tile * 16 + 16 && row < t.rows; ++row) {
+    const float* out = p.out + row * p.out_stride + q.column + q.first * kPanel;
+    for (int64_t i = 0; i < q.count; ++i) __builtin_prefetch(out + i * kPanel, 1, 2);
+  }
+}
+
+static void one_range(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
   const bool ready = q.weight->dtype == DType::bfloat16;
   const int64_t kept_stride = q.count * 256;
   float* kept = scratch_of<float>(8, (last - first) * kept_stride);
@@ -148,16 +180,22 @@ static void four_panels(const LinearParams& p, const Tiles& t, const Panels& q, 
       }
     }
     for (int64_t tile = first; tile < last; tile += 2) {
+      const int64_t end = tile + 2 < last ? tile + 2 : last;
       const uint8_t* a = t.data + tile * t.tile_bytes + k * 32;
       float* sums = kept + (tile - first) * kept_stride;
+      if (stop < t.k_padded) {
+        fetch_weights(q, t, stop, (tile - first) / 2, (last - first + 1) / 2);
+      } else {
+        for (int64_t each = tile; each < end; ++each) fetch_outputs(p, t, q, each);
+      }
       for (int64_t i = 0; i < q.count; i += 2) {
         const bool two_tiles = tile + 1 < last, two_panels = i + 1 < q.count;
         const auto body = two_tiles ? (two_panels ? block<2, 2> : block<2, 1>) : (two_panels ? block<1, 2> : block<1, 1>);
         body(a, t.tile_bytes, b + i * panel_bytes, panel_bytes, chunks, k == 0, sums + i * 256, kept_stride);
       }
+      if (stop == t.k_padded) finish_rows(p, t, q, tile, end, sums, kept_stride);
     }
   }
-  finish_rows(p, t, q, first, last, kept, kept_stride);
 }
 
 static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
@@ -167,15 +205,12 @@ static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t 
     config.rows[i] = 16;
   }
   _tile_loadconfig(&config);
-  for (int64_t i = 0; i < q.count; i += kTogether) {
-    const int64_t count = q.count - i < kTogether ? q.count - i : kTogether;
-    four_panels(p, t, {q.weight, q.first + i, count, q.column}, first, last);
-  }
+  one_range(p, t, q, first, last);
   _tile_release();
 }
 
 extern const LinearKernels linear_tiles;
-const LinearKernels linear_tiles{2, prepare, run};
+const LinearKernels linear_tiles{2, kTogether, 32, prepare, run};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -24,6 +24,8 @@ struct Panels {
 
 struct LinearKernels {
   int64_t activation_bytes;  // of one input in a tile: 1, 2 or 4
+  // With many rows, at most so many panels and tiles at a time: what a body keeps in the second-level cache.
+  int64_t most_panels, most_tiles;
   // Rows 16 t to 16 t + 15 (or the only row) of x into tile t.
   void (*prepare)(const LinearParams& params, const Tiles& tiles, int64_t tile);
   // Outputs of `panels` for the rows of tiles [first, last).
