@@ -34,7 +34,7 @@ void launch(AttentionParams p, const std::vector<AttentionSequence>& sequences, 
 
 // q: [N, heads, D]; k, v: [M, kv_heads, D]; spans: (queries, keys) of each sequence. Rows may be apart.
 paddle::Tensor over_spans(const paddle::Tensor& q, const paddle::Tensor& k, const paddle::Tensor& v, const Spans& spans,
-                          bool causal) {
+                          bool causal, bool rounded) {
   const char* op = "attention";
   require_cpu(q, phi::DataType::FLOAT32, op, "q");
   require_cpu(k, phi::DataType::FLOAT32, op, "k");
@@ -49,6 +49,7 @@ paddle::Tensor over_spans(const paddle::Tensor& q, const paddle::Tensor& k, cons
   p.k_stride = row_stride_of(k, op, "k");
   p.v_stride = row_stride_of(v, op, "v");
   p.causal = causal;
+  p.rounded = rounded;
   paddle::Tensor out = new_floats(q.shape());
   std::vector<AttentionSequence> sequences;
   int64_t queries = 0, keys = 0;
@@ -71,7 +72,7 @@ paddle::Tensor over_spans(const paddle::Tensor& q, const paddle::Tensor& k, cons
 
 // qkv: [N, 3 heads D]; cos, sin: [N, D / 2]; lengths of the slices. Returns [N, heads D].
 paddle::Tensor vision(const paddle::Tensor& qkv, const paddle::Tensor& cos, const paddle::Tensor& sin, int64_t heads,
-                      const std::vector<int64_t>& lengths) {
+                      const std::vector<int64_t>& lengths, bool rounded) {
   const char* op = "vision_attention";
   require_cpu(qkv, phi::DataType::FLOAT32, op, "qkv");
   require_shape(qkv, {-1, -1}, op, "qkv");
@@ -81,6 +82,7 @@ paddle::Tensor vision(const paddle::Tensor& qkv, const paddle::Tensor& cos, cons
           " columns, which must be a multiple of 3 times ", heads, " heads");
   AttentionParams p{};
   p.heads = p.kv_heads = heads, p.dim = width / heads;
+  p.rounded = rounded;
   require_heads(heads, heads, p.dim, op, "heads");
   p.q_stride = p.k_stride = p.v_stride = 3 * width;
   const float* c = floats(cos, {rows, p.dim / 2}, op, "cos");
@@ -190,7 +192,7 @@ paddle::Tensor turn_and_store(const paddle::Tensor& q, const Optional& k, const 
 // The same, and then each sequence attends to its own cache: [N, heads D].
 paddle::Tensor with_caches(const paddle::Tensor& q, const Optional& k, const Optional& v, const Biases& biases,
                            const paddle::Tensor& cos, const paddle::Tensor& sin, int64_t heads, int64_t kv_heads,
-                           const std::vector<CacheTuple>& caches) {
+                           const std::vector<CacheTuple>& caches, bool rounded) {
   const char* op = "cached_attention";
   Projections made = projections(q, k, v, cos, sin, heads, kv_heads, op);
   set_biases(made.p, biases, op);
@@ -202,6 +204,7 @@ paddle::Tensor with_caches(const paddle::Tensor& q, const Optional& k, const Opt
   p.q_stride = heads * p.dim;
   p.k_stride = p.v_stride = kv_heads * p.dim;
   p.causal = true;
+  p.rounded = rounded;
   std::vector<AttentionSequence> sequences;
   int64_t row = 0;
   for (const CacheRows& each : rows) {
@@ -221,13 +224,15 @@ paddle::Tensor with_caches(const paddle::Tensor& q, const Optional& k, const Opt
 }  // namespace
 
 void bind_attention(py::module_& m) {
-  m.def("attention", &over_spans, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("spans"), py::arg("causal"));
+  m.def("attention", &over_spans, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("spans"), py::arg("causal"),
+        py::arg("rounded") = false);
   m.def("vision_attention", &vision, py::arg("qkv"), py::arg("cos"), py::arg("sin"), py::arg("heads"),
-        py::arg("lengths"));
+        py::arg("lengths"), py::arg("rounded") = false);
   m.def("rotary_store", &turn_and_store, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("biases"), py::arg("cos"),
         py::arg("sin"), py::arg("heads"), py::arg("kv_heads"), py::arg("caches"));
   m.def("cached_attention", &with_caches, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("biases"), py::arg("cos"),
-        py::arg("sin"), py::arg("heads"), py::arg("kv_heads"), py::arg("caches"));
+        py::arg("sin"), py::arg("heads"), py::arg("kv_heads"), py::arg("caches"),
+        py::arg("rounded") = false);
 }
 
 }  // namespace qvl

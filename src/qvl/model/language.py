@@ -57,7 +57,7 @@ class Attention(nn.Layer):
         if caches is not None and rotary[0].ndim == 2:
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
             projected = ops.Projected(self.q_proj(x), self.k_proj(x), self.v_proj(x), None, *rotary)
-            return self.o_proj(ops.cached_attention(projected, claimed, lengths))
+            return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl))
         qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
         qk = ops.apply_rotary(qk, *rotary)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]

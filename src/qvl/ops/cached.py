@@ -11,7 +11,7 @@ from typing import Any
 
 import paddle
 
-from qvl.ops.attention import varlen_attention
+from qvl.ops.attention import AttentionImpl, varlen_attention
 from qvl.ops.bodies import module_for
 from qvl.ops.rotary import apply_rotary, spread
 
@@ -51,7 +51,9 @@ class Projected:
     sin: paddle.Tensor
 
 
-def cached_attention(x: Projected, caches: Sequence[CacheRows], lengths: Sequence[int]) -> paddle.Tensor:
+def cached_attention(
+    x: Projected, caches: Sequence[CacheRows], lengths: Sequence[int], *, impl: AttentionImpl = "composed"
+) -> paddle.Tensor:
     """Turn queries and keys, store keys and values, and let each sequence attend to all of its own cache.
 
     lengths: new tokens of each sequence, which lie end to end and add up to N. Causal. Returns [N, heads * D].
@@ -59,13 +61,15 @@ def cached_attention(x: Projected, caches: Sequence[CacheRows], lengths: Sequenc
     """
     module = module_for(x.q, x.cos)
     if module is not None:
-        return module.cached_attention(*_native(x, caches, lengths))
+        return module.cached_attention(*_native(x, caches, lengths), impl == "rounded")
     q = rotary_store(x, caches, lengths)
     outputs = []
     start = 0
     for n, cache in zip(lengths, caches, strict=True):
         keys, values = load_rows(cache, cache.start + n, q.dtype)
-        outputs.append(varlen_attention(q[start : start + n], keys, values, [(n, cache.start + n)], causal=True))
+        outputs.append(
+            varlen_attention(q[start : start + n], keys, values, [(n, cache.start + n)], causal=True, impl=impl)
+        )
         start += n
     return paddle.concat(outputs, axis=0).reshape([q.shape[0], -1])
 

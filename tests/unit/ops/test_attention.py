@@ -111,11 +111,11 @@ def test_the_vision_tower_by_slice(level: str, heads: int, dim: int, lengths: li
     assert_close(*both(level, lambda: ops.vision_attention(qkv, *tables, heads, lengths)), EXACT)
 
 
-def caches_of(storage: str, starts: list[int], kv_heads: int, dim: int) -> list[ops.CacheRows]:
+def caches_of(storage: str, starts: list[int], kv_heads: int, dim: int, room: int = 70) -> list[ops.CacheRows]:
     """One cache for each of so many tokens, filled, with some room behind."""
     caches = []
     for number, start in enumerate(starts):
-        shape = [start + 70, kv_heads, dim]
+        shape = [start + room, kv_heads, dim]
         scales = [paddle.zeros(shape[:2]) if storage == "int8" else None for _ in range(2)]
         cache = ops.CacheRows(paddle.zeros(shape, storage), paddle.zeros(shape, storage), *scales, 0)
         if start:
@@ -164,6 +164,41 @@ def test_caches_of_several_sequences(level: str, shape: tuple[int, int, int], jo
         assert apart.max() <= 8 * STEP[storage] and np.count_nonzero(apart > 8 * EXACT) <= apart.size // 1000
     # An element rounded the other way moves a row of the result by its share of it.
     assert_close(found, expected, EXACT if storage == "float32" else STEP[storage] / 4)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("shape", [(12, 2, 128), (7, 1, 256), (3, 1, 6), (4, 2, 20)], ids=str)
+def test_the_tile_unit_errs_by_its_rounding_only(shape: tuple[int, int, int], storage: str) -> None:
+    """Rounding every operand to bfloat16, half of 2^-8 each, moves results by little more than one rounding."""
+    with running("native") as module:
+        if "amx" not in module.levels():
+            pytest.skip("this CPU has no tile unit")
+    heads, kv_heads, dim = shape
+    lengths, starts = [33, 1, 200, 70], [0, 700, 95, 300]
+
+    def run(impl: ops.AttentionImpl) -> paddle.Tensor:
+        caches = caches_of(storage, starts, kv_heads, dim, room=200)
+        return ops.cached_attention(projected(304, heads, kv_heads, dim), caches, lengths, impl=impl)
+
+    with running("native", "amx"):
+        found, exact = run("rounded"), run("composed")
+    with running("composed"):
+        assert_close(exact, run("rounded"), EXACT if storage == "float32" else STEP[storage] / 4)
+    error = float((found - exact).norm() / exact.norm())
+    assert 0 < error < 2.0**-7
+
+
+@pytest.mark.parametrize(("heads", "dim", "lengths"), VISION, ids=str)
+def test_the_vision_tower_on_the_tile_unit(heads: int, dim: int, lengths: list[int]) -> None:
+    rows = sum(lengths)
+    qkv, tables = normal(rows, 3 * heads * dim), ops.half_tables(normal(rows, dim // 2, seed=1, scale=9))
+    with running("native") as module:
+        if "amx" not in module.levels():
+            pytest.skip("this CPU has no tile unit")
+    with running("native", "amx"):
+        found = ops.vision_attention(qkv, *tables, heads, lengths, impl="rounded")
+        exact = ops.vision_attention(qkv, *tables, heads, lengths)
+    assert float((found - exact).norm() / exact.norm()) < 2.0**-7
 
 
 @each_level
