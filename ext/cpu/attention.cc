@@ -1,16 +1,16 @@
-// Cuts attention into tasks and hands them to the threads; the arithmetic is in attention_body.cc.
+// Cuts attention into tasks and hands them to the threads; the arithmetic is in attention_kernels.cc.
 #include "qvl/attention.h"
 
 #include <atomic>
 #include <memory>
 #include <vector>
 
-#include "attention_bodies.h"
+#include "attention_kernels.h"
 #include "levels.h"
 #include "qvl/threads.h"
 
 namespace qvl {
-QVL_THREE_LEVELS(AttentionBodies, attention_bodies)
+QVL_THREE_LEVELS(AttentionKernels, attention_kernels)
 QVL_IF_AMX(namespace amx { extern const AttentionTiles attention_tiles; })
 
 namespace {
@@ -37,7 +37,7 @@ int64_t parts_of(const AttentionSequence& s) { return (s.keys + kPartKeys - 1) /
 
 bool few(const AttentionSequence& s) { return s.queries <= kFewQueries && !s.cos; }
 
-bool plan_parts(const AttentionParams& p, const AttentionBodies& body, Plan& plan) {
+bool plan_parts(const AttentionParams& p, const AttentionKernels& body, Plan& plan) {
   int64_t floats = 0;
   for (int64_t i = 0; i < p.count; ++i) {
     const auto& s = p.sequences[i];
@@ -84,7 +84,7 @@ void plan_blocks(const AttentionParams& p, Plan& plan) {
   }
 }
 
-auto blocks_of(const AttentionParams& p, const AttentionBodies& body) {
+auto blocks_of(const AttentionParams& p, const AttentionKernels& body) {
   QVL_IF_AMX(if (p.rounded && isa() >= Isa::amx && isa_supported(Isa::amx)) return amx::attention_tiles.blocks;)
   (void)p;
   return body.blocks;
@@ -95,7 +95,7 @@ auto blocks_of(const AttentionParams& p, const AttentionBodies& body) {
 Status attention(const AttentionParams& p) {
   const bool stored = p.storage == DType::float32 || p.storage == DType::bfloat16 || p.storage == DType::int8;
   if (!stored || p.dim % 2 != 0 || p.dim > kMostAttentionDim) return Status::unsupported;
-  const AttentionBodies& body = chosen_attention_bodies();
+  const AttentionKernels& body = chosen_attention_kernels();
   const auto blocks = blocks_of(p, body);
   Plan plan;
   plan_blocks(p, plan);

@@ -3,8 +3,8 @@
 
 #include "qvl/isa.h"
 
-// QVL_THREE_LEVELS(AttentionBodies, attention_bodies) declares those of portable, avx2 and avx512, and a function
-// `const AttentionBodies& chosen_attention_bodies()` that gives the ones for the level in use.
+// QVL_THREE_LEVELS(AttentionKernels, attention_kernels) declares those of portable, avx2 and avx512, and a function
+// `const AttentionKernels& chosen_attention_kernels()` that gives the ones for the level in use.
 #define QVL_THREE_LEVELS(Table, name)                                  \
   namespace portable {                                                 \
   extern const Table name;                                             \

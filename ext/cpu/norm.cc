@@ -1,13 +1,13 @@
-// Shares the rows of a normalisation out to the threads; the arithmetic is in norm_body.cc.
+// Shares the rows of a normalisation out to the threads; the arithmetic is in norm_kernels.cc.
 #include "qvl/norm.h"
 
 #include "levels.h"
-#include "norm_bodies.h"
+#include "norm_kernels.h"
 #include "qvl/threads.h"
 
 namespace qvl {
 
-QVL_THREE_LEVELS(NormBodies, norm_bodies)
+QVL_THREE_LEVELS(NormKernels, norm_kernels)
 
 // Fewer elements than these are done before another thread wakes up.
 constexpr int64_t kGrain = 16384;
@@ -18,8 +18,8 @@ static Status each_row(const NormParams& p, void (*body)(const NormParams&, int6
   return Status::ok;
 }
 
-Status rms_norm(const NormParams& p) { return each_row(p, chosen_norm_bodies().rms); }
+Status rms_norm(const NormParams& p) { return each_row(p, chosen_norm_kernels().rms); }
 
-Status layer_norm(const NormParams& p) { return each_row(p, chosen_norm_bodies().layer); }
+Status layer_norm(const NormParams& p) { return each_row(p, chosen_norm_kernels().layer); }
 
 }  // namespace qvl

@@ -9,11 +9,11 @@
 
 #include "levels.h"
 #include "qvl/threads.h"
-#include "sampling_bodies.h"
+#include "sampling_kernels.h"
 
 namespace qvl {
 
-QVL_THREE_LEVELS(SamplingBodies, sampling_bodies)
+QVL_THREE_LEVELS(SamplingKernels, sampling_kernels)
 
 namespace {
 
@@ -60,7 +60,7 @@ double pairwise_sum(const double* x, int64_t n) {
   return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
 }
 
-std::vector<double> softmax(const SamplingBodies& body, const std::vector<float>& scores) {
+std::vector<double> softmax(const SamplingKernels& body, const std::vector<float>& scores) {
   std::vector<double> weights(scores.size());
   const int64_t n = static_cast<int64_t>(scores.size());
   body.exponentials(scores.data(), body.largest(scores.data(), n), weights.data(), n);
@@ -75,7 +75,7 @@ float kth_largest(std::vector<float> values, int64_t k) {
 }
 
 // The top_k-th largest score. No patch but the k with the largest tops can hold more than those tops do.
-float top_k_threshold(const SamplingBodies& body, const float* scores, int64_t n, int64_t k) {
+float top_k_threshold(const SamplingKernels& body, const float* scores, int64_t n, int64_t k) {
   std::vector<float> tops(static_cast<size_t>((n + kPatch - 1) / kPatch));
   body.tops(scores, tops.data(), n);
   if (k > static_cast<int64_t>(tops.size())) return kth_largest(std::vector<float>(scores, scores + n), k);
@@ -101,7 +101,7 @@ Candidates collect(const float* scores, int64_t n, float threshold) {
 }
 
 // top_p word for word: sorted from the least likely, what lies within the first 1 - top_p is dropped.
-void top_p_sorted(const SamplingBodies& body, Candidates& c, double top_p) {
+void top_p_sorted(const SamplingKernels& body, Candidates& c, double top_p) {
   std::vector<size_t> order(c.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return c.scores[a] < c.scores[b]; });
@@ -119,7 +119,7 @@ void top_p_sorted(const SamplingBodies& body, Candidates& c, double top_p) {
 
 // The same without sorting more than the tokens about as likely as the last that stays. False where sums come so near
 // to top_p that only the order of the reference tells.
-bool top_p_quick(const SamplingBodies& body, Candidates& c, double top_p) {
+bool top_p_quick(const SamplingKernels& body, Candidates& c, double top_p) {
   const std::vector<double> weights = softmax(body, c.scores);
   const float top = body.largest(c.scores.data(), static_cast<int64_t>(c.size()));
   std::vector<double> histogram(kSteps, 0.0);
@@ -152,7 +152,7 @@ bool top_p_quick(const SamplingBodies& body, Candidates& c, double top_p) {
   return true;
 }
 
-int64_t draw(const SamplingBodies& body, const Candidates& c, double uniform) {
+int64_t draw(const SamplingKernels& body, const Candidates& c, double uniform) {
   std::vector<double> sums = softmax(body, c.scores);
   double sum = 0.0;
   for (double& each : sums) each = sum += each;
@@ -181,7 +181,7 @@ const float* adjusted(const SamplingParams& p, float* copy) {
 }  // namespace
 
 int64_t sample(const SamplingParams& p) {
-  const SamplingBodies& body = chosen_sampling_bodies();
+  const SamplingKernels& body = chosen_sampling_kernels();
   float* memory = scratch_of<float>(1, p.count);
   if (!memory) return -2;
   const float* logits = adjusted(p, memory);

@@ -11,7 +11,7 @@ constexpr int64_t kPatch = 64;
 constexpr int64_t kSteps = 1024;
 constexpr float kStep = 0.03125f;
 
-struct SamplingBodies {
+struct SamplingKernels {
   // The largest; NaN when one is.
   float (*largest)(const float* x, int64_t n);
   // to[i] = x[i] / by

@@ -5,7 +5,7 @@
 
 namespace qvl {
 
-struct RotaryBodies {
+struct RotaryKernels {
   void (*row)(const RotaryParams&, int64_t row, const RotaryTarget&, int64_t token);
 };
 

@@ -5,7 +5,7 @@
 
 namespace qvl {
 
-struct ActivationBodies {
+struct ActivationKernels {
   void (*swiglu)(const ActivationParams&, int64_t row, int64_t begin, int64_t end);
   void (*quick_gelu)(const ActivationParams&, int64_t row, int64_t begin, int64_t end);
 };

@@ -9,7 +9,7 @@ namespace qvl {
 constexpr int64_t kPartKeys = 256;
 
 // False: no memory.
-struct AttentionBodies {
+struct AttentionKernels {
   // Queries first .. last of the heads that share kv_head, to the end.
   bool (*blocks)(const AttentionParams&, const AttentionSequence&, int64_t kv_head, int64_t first, int64_t last);
   // All queries over keys first .. last, into `result` of part_floats.

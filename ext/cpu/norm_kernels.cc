@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "lanes.h"
-#include "norm_bodies.h"
+#include "norm_kernels.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -59,8 +59,8 @@ static void layer(const NormParams& p, int64_t begin, int64_t end) {
   }
 }
 
-extern const NormBodies norm_bodies;
-const NormBodies norm_bodies = {rms, layer};
+extern const NormKernels norm_kernels;
+const NormKernels norm_kernels = {rms, layer};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -1,6 +1,6 @@
 // levels: portable avx2 avx512
 // The arithmetic of the gates for one level.
-#include "activation_bodies.h"
+#include "activation_kernels.h"
 #include "lanes.h"
 
 namespace qvl {
@@ -21,8 +21,8 @@ static void quick_gelu(const ActivationParams& p, int64_t row, int64_t begin, in
   each_vector(end - begin, [&](int64_t i, int n) { store_up_to(out + i, gated(load_up_to(x + i, n), 1.702f), n); });
 }
 
-extern const ActivationBodies activation_bodies;
-const ActivationBodies activation_bodies = {swiglu, quick_gelu};
+extern const ActivationKernels activation_kernels;
+const ActivationKernels activation_kernels = {swiglu, quick_gelu};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

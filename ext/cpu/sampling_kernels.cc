@@ -1,7 +1,7 @@
 // levels: portable avx2 avx512
 // The passes over all logits that sampling makes, for one level.
 #include "lanes.h"
-#include "sampling_bodies.h"
+#include "sampling_kernels.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -80,8 +80,8 @@ static void exponentials(const float* x, double top, double* to, int64_t n) {
   }
 }
 
-extern const SamplingBodies sampling_bodies;
-const SamplingBodies sampling_bodies = {largest_of, divide_all, tops, exponentials};
+extern const SamplingKernels sampling_kernels;
+const SamplingKernels sampling_kernels = {largest_of, divide_all, tops, exponentials};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -1,7 +1,7 @@
 // levels: portable avx2 avx512
 // The arithmetic of attention for one level.
 #include "attention_blocks.h"
-#include "attention_bodies.h"
+#include "attention_kernels.h"
 #include "attention_few.h"
 
 namespace qvl {
@@ -25,8 +25,8 @@ static int64_t floats(const AttentionParams& p, const AttentionSequence& s) {
   return part_floats(s.queries * (p.heads / p.kv_heads), round_up(p.dim, kLanes));
 }
 
-extern const AttentionBodies attention_bodies;
-const AttentionBodies attention_bodies = {blocks, part, join_parts, floats};
+extern const AttentionKernels attention_kernels;
+const AttentionKernels attention_kernels = {blocks, part, join_parts, floats};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

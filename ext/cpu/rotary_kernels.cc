@@ -1,7 +1,7 @@
 // levels: portable avx2 avx512
 // The arithmetic of rotary_store for one level.
 #include "lanes.h"
-#include "rotary_bodies.h"
+#include "rotary_kernels.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -66,8 +66,8 @@ static void store_any(const RotaryParams& p, int64_t row, const RotaryTarget& ta
   store_row<int8_t>(p, row, target, token);
 }
 
-extern const RotaryBodies rotary_bodies;
-const RotaryBodies rotary_bodies = {store_any};
+extern const RotaryKernels rotary_kernels;
+const RotaryKernels rotary_kernels = {store_any};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

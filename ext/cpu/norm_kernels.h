@@ -5,7 +5,7 @@
 
 namespace qvl {
 
-struct NormBodies {
+struct NormKernels {
   void (*rms)(const NormParams&, int64_t begin, int64_t end);
   void (*layer)(const NormParams&, int64_t begin, int64_t end);
 };

@@ -1,7 +1,7 @@
 // levels: amx
 // Attention of many queries on the tile unit: operands rounded to bfloat16, sums and softmax in float32. What the
 // blocks of attention_blocks.h do, with 32 rows at a time.
-#include "attention_bodies.h"
+#include "attention_kernels.h"
 #include "attention_parts.h"
 #include "transpose.h"
 
