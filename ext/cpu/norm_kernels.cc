@@ -44,16 +44,20 @@ static void layer(const NormParams& p, int64_t begin, int64_t end) {
     vf total = zero();
     const float* x = each_of_row(p, row, [&](vf a, int) { total = add(total, a); });
     const vf mean = broadcast(sum(total) / width);
-    vf squares = zero();
+    vf squares = zero(), rest = zero();
     each_vector(p.width, [&](int64_t i, int n) {
       // The lanes behind a row's end must not count as elements of -mean.
       const vf apart = sub(load_up_to(x + i, n), n == kLanes ? mean : masked(mean, n));
       squares = fma(apart, apart, squares);
+      rest = add(rest, apart);
     });
-    const vf scale = broadcast(1.0f / sqrtf(sum(squares) / width + p.epsilon));
+    // What the rounding of a large mean left behind.
+    const float shift = sum(rest) / width;
+    const float variance = sum(squares) / width - shift * shift;
+    const vf scale = broadcast(1.0f / sqrtf((variance > 0.0f ? variance : 0.0f) + p.epsilon));
     float* out = p.out + row * p.width;
     each_vector(p.width, [&](int64_t i, int n) {
-      const vf normal = mul(sub(load_up_to(x + i, n), mean), scale);
+      const vf normal = mul(sub(sub(load_up_to(x + i, n), mean), broadcast(shift)), scale);
       store_up_to(out + i, fma(normal, load_up_to(p.weight + i, n), load_up_to(p.bias + i, n)), n);
     });
   }
