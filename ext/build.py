@@ -127,7 +127,6 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
     """Object files of all compilations; those whose command and sources did not change are kept from last time."""
     levels = levels_of(compiler)
     defines = [f"-DQVL_HAS_{name.upper()}" for name in levels if name != "portable"]
-    headers = {folder: _digest_of_headers(folder) for folder in ("cpu", "paddle")}
 
     def one(compilation: tuple[Path, str | None]) -> Path:
         source, level = compilation
@@ -140,7 +139,8 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
                 command += ["-isystem", str(include)]
             command += ["-D_GLIBCXX_USE_CXX11_ABI=1", "-fvisibility-inlines-hidden"]
         key = hashlib.sha256(repr([command, paddle.version]).encode())
-        key.update(headers[source.parent.name] + source.read_bytes())
+        for path in [source, *_included(source, set())]:
+            key.update(path.read_bytes())
         target = folder / f"{source.parent.name}-{source.stem}-{level or 'once'}-{key.hexdigest()[:16]}.o"
         if not target.exists():
             made = target.with_suffix(f".{os.getpid()}.tmp")
@@ -152,12 +152,16 @@ def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[
         return list(pool.map(one, sources_for(levels)))
 
 
-def _digest_of_headers(folder: str) -> bytes:
-    """Of the headers that a file of cpu/ or paddle/ may include."""
-    digest = hashlib.sha256()
-    for path in sorted([*(HERE / "include").rglob("*.h"), *(HERE / folder).glob("*.h")]):
-        digest.update(path.read_bytes())
-    return digest.digest()
+def _included(source: Path, seen: set[Path]) -> list[Path]:
+    """Headers of ours that a file includes, directly or not, in the order met."""
+    found = []
+    for name in re.findall(r'^\s*#\s*include "([^"]+)"', source.read_text(encoding="utf-8"), re.MULTILINE):
+        for path in (source.parent / name, HERE / "include" / name):
+            if path.is_file() and path not in seen:
+                seen.add(path)
+                found += [path, *_included(path, seen)]
+                break
+    return found
 
 
 def _run(command: list[str]) -> None:

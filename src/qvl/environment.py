@@ -90,6 +90,8 @@ def prepare() -> None:
         if _is_amd():
             # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        # OpenMP's threads spin for 200 ms after each of Paddle's ops, on the cores that the native ops need next.
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
     _keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message=r"No ccache found")
