@@ -122,6 +122,7 @@ paddle::Tensor apply(const paddle::Tensor& given, const std::vector<const Packed
   }
   LinearParams p{};
   paddle::Tensor out = output_for(given, parts[0].k, n, "linear"), kept;
+  if (given.numel() == 0) return out;
   const paddle::Tensor x = given.contiguous();
   p.x = x.data<float>();
   p.rows = x.numel() / parts[0].k;
@@ -155,6 +156,7 @@ paddle::Tensor apply_dense(const paddle::Tensor& given, const paddle::Tensor& w,
   p.k = w.shape()[in_major ? 0 : 1];
   p.n = w.shape()[in_major ? 1 : 0];
   paddle::Tensor out = output_for(given, p.k, p.n, op), kept;
+  if (given.numel() == 0) return out;
   const paddle::Tensor x = given.contiguous();
   if (bias) {
     require_cpu(*bias, phi::DataType::FLOAT32, op, "bias");
@@ -181,9 +183,9 @@ paddle::Tensor apply_dense(const paddle::Tensor& given, const paddle::Tensor& w,
 // Rows of the matrix as float32, in the shape of ids with the inputs behind.
 paddle::Tensor embedding(const paddle::Tensor& given, const PackedWeight& weight) {
   require_cpu(given, phi::DataType::INT64, "embedding", "ids");
-  const paddle::Tensor ids = given.contiguous();
   const LinearWeight& w = weight.get();
-  const int64_t* rows = ids.data<int64_t>();
+  const paddle::Tensor ids = given.numel() ? given.contiguous() : given;
+  const int64_t* rows = ids.numel() ? ids.data<int64_t>() : nullptr;
   for (int64_t i = 0; i < ids.numel(); ++i) {
     require(rows[i] >= 0 && rows[i] < w.n, "embedding", "ids", "has ", rows[i], ", the weight has ", w.n, " rows");
   }
