@@ -148,23 +148,36 @@ static void in_major(const DenseParams& p, int64_t begin, int64_t end) {
   }
 }
 
-static void out_major(const DenseParams& p, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const float* w = p.w + i * p.k;
-    for (int64_t m = 0; m < p.rows; ++m) {
-      const float* x = p.x + m * p.x_stride;
-      vf sums[4] = {zero(), zero(), zero(), zero()};
-      int64_t k = 0;
-      for (; k + 4 * kLanes <= p.k; k += 4 * kLanes) {
-        for (int j = 0; j < 4; ++j) sums[j] = fma(load(w + k + j * kLanes), load(x + k + j * kLanes), sums[j]);
+// Rows of [n, k], four at a time: as many streams from memory, and x is read once for all.
+template <int together>
+static void dots(const DenseParams& p, int64_t first) {
+  const float* w = p.w + first * p.k;
+  for (int64_t m = 0; m < p.rows; ++m) {
+    const float* x = p.x + m * p.x_stride;
+    vf sums[together][2];
+    for (int i = 0; i < together; ++i) sums[i][0] = sums[i][1] = zero();
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= p.k; k += 2 * kLanes) {
+      const vf a = load(x + k), b = load(x + k + kLanes);
+      for (int i = 0; i < together; ++i) {
+        sums[i][0] = fma(load(w + i * p.k + k), a, sums[i][0]);
+        sums[i][1] = fma(load(w + i * p.k + k + kLanes), b, sums[i][1]);
       }
-      float total = sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-      for (; k < p.k; ++k) total += w[k] * x[k];
-      if (p.bias) total += p.bias[i];
-      if (p.residual) total += p.residual[m * p.out_stride + i];
-      p.out[m * p.out_stride + i] = total;
+    }
+    for (int i = 0; i < together; ++i) {
+      float total = sum(add(sums[i][0], sums[i][1]));
+      for (int64_t j = k; j < p.k; ++j) total += w[i * p.k + j] * x[j];
+      if (p.bias) total += p.bias[first + i];
+      if (p.residual) total += p.residual[m * p.out_stride + first + i];
+      p.out[m * p.out_stride + first + i] = total;
     }
   }
+}
+
+static void out_major(const DenseParams& p, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + 4 <= end; i += 4) dots<4>(p, i);
+  for (; i < end; ++i) dots<1>(p, i);
 }
 
 extern const DenseKernels linear_dense_kernels;

@@ -31,7 +31,9 @@ inline std::string shape_text(const paddle::Tensor& x) {
 
 // On the CPU, dense, and of the type asked for.
 inline void require_cpu(const paddle::Tensor& x, phi::DataType dtype, const char* op, const char* argument) {
-  require(x.initialized() && x.is_cpu(), op, argument, "must be a tensor on the CPU");
+  // A tensor without elements may have no memory, and no place then.
+  require(x.defined() && (x.numel() == 0 || (x.initialized() && x.is_cpu())), op, argument,
+          "must be a tensor on the CPU");
   require(x.dtype() == dtype, op, argument, "must be ", phi::DataTypeToString(dtype), ", not ",
           phi::DataTypeToString(x.dtype()));
 }

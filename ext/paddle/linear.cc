@@ -99,15 +99,17 @@ paddle::Tensor output_for(const paddle::Tensor& x, int64_t k, int64_t n, const c
   return paddle::experimental::empty(shape, phi::DataType::FLOAT32, phi::CPUPlace());
 }
 
-const float* residual_of(const Residual& residual, const paddle::Tensor& out, const char* op) {
+// The numbers of a residual, or nullptr. `kept` holds them where the tensor itself is a view with gaps.
+const float* residual_of(const Residual& residual, const paddle::Tensor& out, const char* op, paddle::Tensor* kept) {
   if (!residual) return nullptr;
   require_cpu(*residual, phi::DataType::FLOAT32, op, "residual");
   require(residual->shape() == out.shape(), op, "residual", "has shape ", shape_text(*residual), ", the result ",
           shape_text(out));
-  return residual->data<float>();
+  *kept = residual->contiguous();
+  return kept->data<float>();
 }
 
-paddle::Tensor apply(const paddle::Tensor& x, const std::vector<const PackedWeight*>& weights,
+paddle::Tensor apply(const paddle::Tensor& given, const std::vector<const PackedWeight*>& weights,
                      const Residual& residual) {
   require(!weights.empty() && weights.size() <= 8, "linear", "weights", "must be 1 to 8");
   LinearWeight parts[8];
@@ -119,13 +121,15 @@ paddle::Tensor apply(const paddle::Tensor& x, const std::vector<const PackedWeig
             "weights", "must agree in kind, inputs and group");
   }
   LinearParams p{};
-  paddle::Tensor out = output_for(x, parts[0].k, n, "linear");
+  paddle::Tensor out = output_for(given, parts[0].k, n, "linear"), kept;
+  if (given.numel() == 0) return out;
+  const paddle::Tensor x = given.contiguous();
   p.x = x.data<float>();
   p.rows = x.numel() / parts[0].k;
   p.x_stride = parts[0].k;
   p.weights = parts;
   p.count = static_cast<int64_t>(weights.size());
-  p.residual = residual_of(residual, out, "linear");
+  p.residual = residual_of(residual, out, "linear", &kept);
   p.out = out.data<float>();
   p.out_stride = n;
   Status status;
@@ -141,26 +145,30 @@ paddle::Tensor apply_one(const paddle::Tensor& x, const PackedWeight& weight, co
   return apply(x, {&weight}, residual);
 }
 
-paddle::Tensor apply_dense(const paddle::Tensor& x, const paddle::Tensor& w, const Residual& bias,
+paddle::Tensor apply_dense(const paddle::Tensor& given, const paddle::Tensor& w, const Residual& bias,
                            const Residual& residual, bool in_major) {
   const char* op = "linear_dense";
   require_cpu(w, phi::DataType::FLOAT32, op, "weight");
   require(w.shape().size() == 2, op, "weight", "has shape ", shape_text(w), ", two sizes are needed");
+  require(w.is_contiguous(), op, "weight", "must be contiguous");
   DenseParams p{};
   p.in_major = in_major;
   p.k = w.shape()[in_major ? 0 : 1];
   p.n = w.shape()[in_major ? 1 : 0];
-  paddle::Tensor out = output_for(x, p.k, p.n, op);
+  paddle::Tensor out = output_for(given, p.k, p.n, op), kept;
+  if (given.numel() == 0) return out;
+  const paddle::Tensor x = given.contiguous();
   if (bias) {
     require_cpu(*bias, phi::DataType::FLOAT32, op, "bias");
     require(bias->numel() == p.n, op, "bias", "has ", bias->numel(), " numbers, the weight ", p.n, " outputs");
+    require(bias->is_contiguous(), op, "bias", "must be contiguous");
     p.bias = bias->data<float>();
   }
   p.x = x.data<float>();
   p.rows = p.k ? x.numel() / p.k : 0;
   p.x_stride = p.k;
   p.w = w.data<float>();
-  p.residual = residual_of(residual, out, op);
+  p.residual = residual_of(residual, out, op, &kept);
   p.out = out.data<float>();
   p.out_stride = p.n;
   Status status;
@@ -173,10 +181,11 @@ paddle::Tensor apply_dense(const paddle::Tensor& x, const paddle::Tensor& w, con
 }
 
 // Rows of the matrix as float32, in the shape of ids with the inputs behind.
-paddle::Tensor embedding(const paddle::Tensor& ids, const PackedWeight& weight) {
-  require_cpu(ids, phi::DataType::INT64, "embedding", "ids");
+paddle::Tensor embedding(const paddle::Tensor& given, const PackedWeight& weight) {
+  require_cpu(given, phi::DataType::INT64, "embedding", "ids");
   const LinearWeight& w = weight.get();
-  const int64_t* rows = ids.data<int64_t>();
+  const paddle::Tensor ids = given.numel() ? given.contiguous() : given;
+  const int64_t* rows = ids.numel() ? ids.data<int64_t>() : nullptr;
   for (int64_t i = 0; i < ids.numel(); ++i) {
     require(rows[i] >= 0 && rows[i] < w.n, "embedding", "ids", "has ", rows[i], ", the weight has ", w.n, " rows");
   }

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from qvl.messages import Image, Message, Text, Video
     from qvl.profile import Profile
     from qvl.runtime.engine import Engine
-    from qvl.runtime.records import Answer, Chunk, Sampling, Stats
+    from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats
+    from qvl.runtime.session import Session
 
 __version__ = "0.1.0"
 
@@ -22,11 +23,14 @@ _HOMES = {
     "Answer": "qvl.runtime.records",
     "Chunk": "qvl.runtime.records",
     "Engine": "qvl.runtime.engine",
+    "Finished": "qvl.runtime.records",
     "Image": "qvl.messages",
     "Message": "qvl.messages",
     "Profile": "qvl.profile",
     "QvlError": "qvl.errors",
+    "Request": "qvl.runtime.records",
     "Sampling": "qvl.runtime.records",
+    "Session": "qvl.runtime.session",
     "Stats": "qvl.runtime.records",
     "Text": "qvl.messages",
     "Video": "qvl.messages",
@@ -36,11 +40,14 @@ __all__ = [
     "Answer",
     "Chunk",
     "Engine",
+    "Finished",
     "Image",
     "Message",
     "Profile",
     "QvlError",
+    "Request",
     "Sampling",
+    "Session",
     "Stats",
     "Text",
     "Video",

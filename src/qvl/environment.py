@@ -15,11 +15,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from qvl.errors import UsageError
+from qvl.machine import physical_cores as physical_cores  # also had from here
 
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
@@ -30,18 +30,29 @@ _prepared = False
 _chosen = False  # whether somebody called set_threads, which then stands
 
 
-def physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        allowed = os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
-
-
 def most_threads() -> int:
     """More than these do not help anybody, and some thousands crash Paddle."""
     return max(64, 4 * (os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Threads:
+    """source: who chose the number: "--threads", "QVL_THREADS", "OMP_NUM_THREADS", or "cores"."""
+
+    count: int
+    source: str
+
+
+def choose_threads(count: int | None) -> Threads:
+    """What `set_threads` would set, and at whose word. Raises UsageError for a number that cannot be."""
+    source, text = ("QVL_THREADS", os.environ.get("QVL_THREADS", "")) if count is None else ("--threads", str(count))
+    most = most_threads()
+    if not text:
+        threads = _openmp_threads(most)
+        return Threads(physical_cores(), "cores") if threads is None else Threads(threads, "OMP_NUM_THREADS")
+    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise UsageError(f"{source} must be a whole number from 1 to {most}, not {text[:40]!a}")
+    return Threads(int(text), source)
 
 
 def set_threads(count: int | None) -> None:
@@ -49,14 +60,7 @@ def set_threads(count: int | None) -> None:
 
     Raises UsageError for a number below 1 or above `most_threads`, or when Paddle is imported and it is too late.
     """
-    source, text = ("QVL_THREADS", os.environ.get("QVL_THREADS", "")) if count is None else ("--threads", str(count))
-    most = most_threads()
-    if not text:
-        threads = _openmp_threads(most) or physical_cores()
-    elif text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most:
-        threads = int(text)
-    else:
-        raise UsageError(f"{source} must be a whole number from 1 to {most}, not {text[:40]!a}")
+    threads = choose_threads(count).count
     if count is not None and "paddle" in sys.modules and os.environ.get("OMP_NUM_THREADS") != str(threads):
         raise UsageError("the number of threads cannot change once Paddle is loaded; set QVL_THREADS instead")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -90,6 +94,8 @@ def prepare() -> None:
         if _is_amd():
             # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        # OpenMP's threads spin for 200 ms after each of Paddle's ops, on the cores that the native ops need next.
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
     _keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message=r"No ccache found")

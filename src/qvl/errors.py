@@ -22,6 +22,20 @@ class UsageError(QvlError):
     exit_code = 2
 
 
+class ContextLimitError(UsageError):
+    """A conversation has more tokens than the context holds.
+
+    tokens: of the prompt, `vision_tokens` of them pictures and clips. limit: of prompt and answer together.
+    """
+
+    def __init__(self, tokens: int, vision_tokens: int, limit: int) -> None:
+        advice = "lower --max-pixels or --max-frames, or send less" if vision_tokens else "send less"
+        super().__init__(
+            f"the prompt has {tokens} tokens ({vision_tokens} of them vision), the context holds {limit}; {advice}"
+        )
+        self.tokens, self.vision_tokens, self.limit = tokens, vision_tokens, limit
+
+
 class MediaError(QvlError):
     """A picture or clip could not be had or read."""
 
@@ -30,12 +44,16 @@ class CheckpointError(QvlError):
     """A model folder is incomplete, damaged, or of a kind qvl does not run."""
 
 
+class DownloadError(QvlError):
+    """A model could not be downloaded, checked or removed."""
+
+
 class MemoryLimitError(QvlError):
     """The run would not fit in the memory of the device."""
 
 
 class DeviceError(QvlError):
-    """The device or dtype asked for is not available here."""
+    """The device, dtype or native ops asked for are not available here."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,8 +6,10 @@ processor turns them into token ids. Nothing here opens a file.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -59,6 +61,30 @@ class Video:
 
 
 Part: TypeAlias = Text | Image | Video
+
+_NOT_RELATIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:|~", re.IGNORECASE)
+
+
+def rooted(part: Part, root: Path) -> Part:
+    """The part with relative paths starting from `root`; `-` is then a file of that name.
+
+    What is absolute, a URL or the data themselves stays. Sources are text or paths, as they are in JSON.
+    """
+    if isinstance(part, Image):
+        return replace(part, source=_rooted_path(part.source, root))
+    if isinstance(part, Video):
+        if isinstance(part.source, (list, tuple)):
+            return replace(part, source=tuple(_rooted_path(frame, root) for frame in part.source))
+        return replace(part, source=_rooted_path(part.source, root))
+    return part
+
+
+def _rooted_path(source: object, root: Path) -> str:
+    text = str(source)
+    if _NOT_RELATIVE.match(text):
+        return text
+    path = str(root / text)
+    return path if path != "-" else f".{os.sep}-"  # alone it would be standard input
 
 
 @dataclass(frozen=True)

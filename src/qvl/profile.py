@@ -17,6 +17,7 @@ from qvl.profile_training import TrainingOptions
 from qvl.schema import Pattern, Range, build, revise, takes_text
 
 _Count = Annotated[int, Range(at_least=1)]
+_SOURCES = r"(auto|huggingface|hf|modelscope|ms|bos|aistudio)(,(auto|huggingface|hf|modelscope|ms|bos|aistudio))*"
 _Pixels = Annotated[int, Range(at_least=1)] | None
 
 
@@ -46,6 +47,8 @@ class Generation:
     seed: Annotated[int, Range(at_least=0)] | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_loops: bool = False
+    speculate: Literal["auto", "on", "off"] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Profile:
     name: what the profile is called, by default the name of its file.
     command: the subcommand it is for.
     model: a hub id such as "Qwen/Qwen2-VL-2B-Instruct", a folder, or "demo".
+    source: where `qvl download` gets the model: "auto", one source, or several in order with commas between.
     dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
     min_pixels, max_pixels: limits of a picture after resizing, of which a token covers 28*28; None: the checkpoint's.
     raw_pixels: the reference's bytes: EXIF rotation ignored and alpha dropped.
@@ -74,6 +78,7 @@ class Profile:
     add_vision_id: write "Picture 1: " or "Video 1: " before each of them.
     system: the system turn of a conversation that has none; None: the template's own.
     max_context: tokens of prompt and answer together; None: the checkpoint's.
+    feature_cache_mib: MiB of encoded pictures and clips that are kept in case they come again; 0: none.
     weight_layout: "auto" trusts the metadata of the files.
     training: what `qvl finetune` does; see TrainingOptions.
     allow_pickle: read `.pdparams`, which can run code of whoever made the file.
@@ -83,6 +88,7 @@ class Profile:
     description: str = ""
     command: Literal["infer", "finetune"] = "infer"
     model: str = "demo"
+    source: Annotated[str, Pattern(_SOURCES, "auto or sources in order, such as modelscope,huggingface")] = "auto"
     device: Annotated[str, Pattern(r"auto|cpu|gpu(:\d+)?", "auto, cpu, gpu or gpu:N")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     min_pixels: _Pixels = None
@@ -93,6 +99,7 @@ class Profile:
     add_vision_id: bool = False
     system: str | None = None
     max_context: _Count | None = None
+    feature_cache_mib: Annotated[int, Range(at_least=0)] = 256
     generation: Generation = field(default_factory=Generation)
     quantize: Annotated[str, Pattern("none", "none (quantised weights are not available yet)")] = "none"
     weight_layout: Literal["auto", "hf", "paddle"] = "auto"

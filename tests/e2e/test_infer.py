@@ -58,6 +58,16 @@ def test_an_answer_is_the_references_from_flags_to_json(qvl: Run) -> None:
     assert answer["stats"]["new_tokens"] == 24 and answer["stats"]["peak_memory_bytes"] > 10**7
 
 
+def test_drafts_are_counted_and_change_nothing(qvl: Run) -> None:
+    question = (PICTURE, "-p", "1, 2, 1, 2, 1, 2", "--json", "--max-new-tokens", "60", *AS_REFERENCE)
+    plain = as_json(qvl(*question, "--speculate", "off"))
+    drafted = as_json(qvl(*question, "--speculate", "on", "--stop-loops"))
+    assert plain["stats"]["drafted_tokens"] == 0 < drafted["stats"]["drafted_tokens"]
+    same = ("text", "token_ids", "finish_reason", "boxes")
+    assert [drafted[key] for key in same] == [plain[key] for key in same]
+    assert drafted["stats"]["computed_tokens"] == drafted["prompt_tokens"] and drafted["stats"]["encoded_visions"] == 1
+
+
 def test_only_the_answer_goes_to_stdout(qvl: Run) -> None:
     text = as_json(qvl(PICTURE, "-p", "What colour is it?", "--json"))["text"]
     code, out, err = qvl(PICTURE, "-p", "What colour is it?", "--stats")

@@ -17,6 +17,7 @@ from qvl.model.device import Placement
 from qvl.profile import Profile
 from qvl.runtime.decode import encode_vision, prompt_inputs
 from qvl.runtime.engine import Engine
+from qvl.runtime.session import Session
 from tests.golden import load_case
 from tests.golden.cases import CASES, Case
 from tests.parity.support import GREEDY, messages_of
@@ -45,6 +46,21 @@ def test_float32_equals_the_reference(case: Case, tiny_checkpoint: Path) -> None
     scale = float(np.ptp(reference["logits_range"]))
     np.testing.assert_allclose(_logits(engine, case), reference["last_logits"], rtol=0, atol=1e-4 * scale)
     assert list(engine.generate(messages_of(case), GREEDY).token_ids) == reference["tokens"].tolist()
+
+
+@pytest.mark.parametrize("case", TINY_CASES[:6], ids=lambda case: case.name)
+def test_drafts_batches_and_sessions_answer_as_one_token_at_a_time(case: Case, tiny_checkpoint: Path) -> None:
+    profile = Profile(model=str(tiny_checkpoint), device="gpu", dtype="float32", add_vision_id=case.add_vision_id)
+    engine, talk = Engine.load(profile), messages_of(case)
+    plain = engine.generate(talk, replace(GREEDY, speculate="off")).token_ids
+    drafting = replace(GREEDY, speculate="on")
+    assert engine.generate(talk, drafting).token_ids == plain
+    assert {answer.token_ids for answer in engine.generate_batch([talk] * 3, drafting)} == {plain}
+    session = Session(engine)
+    for _ in range(2):
+        chunks = list(session.stream(talk, drafting))
+        assert tuple(token for chunk in chunks for token in chunk.token_ids) == plain
+    assert chunks[-1].stats is not None and chunks[-1].stats.computed_tokens == 1
 
 
 @pytest.fixture(scope="module")

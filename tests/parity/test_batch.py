@@ -13,7 +13,7 @@ from qvl.profile import Profile
 from qvl.runtime import decode
 from qvl.runtime.decode import encode_vision, prompt_inputs
 from qvl.runtime.engine import Engine
-from qvl.runtime.records import Sampling
+from qvl.runtime.records import Request, Sampling
 from tests.golden import load_case
 from tests.golden.cases import CASES
 from tests.parity.support import GREEDY, messages_of
@@ -32,6 +32,17 @@ def test_rows_of_a_batch_answer_as_they_do_alone(engine: Engine) -> None:
     answers = engine.generate_batch(prompts, GREEDY)
     for case, answer in zip(MIXED, answers, strict=True):
         assert list(answer.token_ids) == load_case(case.name)["tokens"].tolist(), case.name
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_requests_that_come_and_go_answer_as_they_do_alone(engine: Engine, batch_size: int) -> None:
+    """Pictures and clips are read by a thread while others are answered."""
+    requests = [Request(case.name, messages_of(case), GREEDY) for case in MIXED]
+    finished = list(engine.serve(iter(requests), batch_size=batch_size))
+    assert {result.key for result in finished} == {case.name for case in MIXED} and len(finished) == len(MIXED)
+    for result in finished:
+        assert result.answer is not None
+        assert list(result.answer.token_ids) == load_case(str(result.key))["tokens"].tolist(), result.key
 
 
 def test_rows_that_end_early_leave_the_others_alone(engine: Engine) -> None:

@@ -152,18 +152,17 @@ def test_a_missing_file_is_named(tiny_checkpoint: Path, tmp_path: Path, name: st
     ],
 )
 def test_models_of_other_tools_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, place: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, variable: str, place: str
 ) -> None:
-    for name in ("QVL_HOME", "HF_HUB_CACHE", "HF_HOME", "MODELSCOPE_CACHE", "XDG_CACHE_HOME"):
+    for name in ("QVL_HOME", "HF_HUB_CACHE", "HF_HOME", "MODELSCOPE_CACHE", "PPNLP_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "empty" / name))
     monkeypatch.delenv("HF_HUB_CACHE")
     assert locations.find("Qwen/Qwen2-VL-2B") is None
-    with pytest.raises(CheckpointError, match="--model DIR"):
+    with pytest.raises(CheckpointError, match="not on this machine; get it with: qvl download 2b-base"):
         locations.locate("Qwen/Qwen2-VL-2B")
     monkeypatch.setenv(variable, str(tmp_path))
     folder = tmp_path / place
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    shutil.copytree(tiny_checkpoint, folder)
     if "snapshots" in place:
         (folder.parents[1] / "refs").mkdir()
         (folder.parents[1] / "refs" / "main").write_text("abc\n")

@@ -175,3 +175,30 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
 def test_a_misspelt_setting_names_its_neighbour(published: GenerationConfig) -> None:
     with pytest.raises(UsageError, match="did you mean 'temperature'"):
         resolve(published, {}, {"temprature": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"temperature": True}, "temperature must be a number, not True"),
+        ({"max_new_tokens": 1.5}, "max-new-tokens must be a whole number, not 1.5"),
+        ({"seed": [1]}, r"seed must be a whole number, not \[1\]"),
+        ({"stop_loops": "no"}, "stop-loops must be true or false, not 'no'"),
+        ({"ignore_eos": 1}, "ignore-eos must be true or false, not 1"),
+        ({"stop": 5}, "stop must be texts, not 5"),
+        ({"stop": [5]}, "stop must be texts"),
+        ({"stop": {"a": 1}}, "stop must be texts"),
+        ({"speculate": ["on"]}, "speculate must be auto, on or off"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(
+    published: GenerationConfig, asked: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(published, {}, asked)
+
+
+def test_a_single_stop_text_need_not_be_in_a_list(published: GenerationConfig) -> None:
+    assert resolve(published, {}, {"stop": "END"}).stop == ("END",)
+    assert resolve(published, {}, {"stop": ["a", "b"], "seed": 3, "temperature": 1}).stop == ("a", "b")

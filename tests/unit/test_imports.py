@@ -22,7 +22,8 @@ LAYERS: dict[str, set[str]] = {
     "runtime": {"model", "processing", "reading", "hub", "ops"},
     "training": {"model", "processing", "reading", "hub", "ops"},
     "bench": {"model", "processing", "reading", "hub", "ops", "runtime"},
-    "cli": {"training", "runtime", "bench", "hub", "processing", "reading", "model.config"},
+    "doctor": {"model", "processing", "reading", "hub", "ops", "runtime", "training"},
+    "cli": {"training", "runtime", "bench", "doctor", "hub", "processing", "reading", "model.config"},
 }
 # Never, not even inside a function.
 WITHOUT_PADDLE = ("processing", "profile", "profile_files", "schema", "messages", "messages_json", "errors", "hub")

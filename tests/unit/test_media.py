@@ -180,3 +180,9 @@ def test_what_was_piped_in_is_called_standard_input() -> None:
 def test_a_closed_stdin_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert refusal("-") == "standard input: nothing is piped in"
+
+
+def test_offline_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QVL_OFFLINE", "1")
+    with pytest.raises(MediaError, match="QVL_OFFLINE is set"):
+        read_source("http://127.0.0.1:9/x.png")

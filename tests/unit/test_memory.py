@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,23 +103,3 @@ def test_a_long_clip_takes_the_memory_of_one_group_and_its_features() -> None:
     per_slice = 2 * 1024 * TINY.hidden_size * 4
     assert vision(100) - vision(50) == 50 * per_slice
     assert vision(2) - vision(1) > 10 * per_slice
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_files_in_the_page_cache_do_not_count_as_taken(tmp_path: Path, version: int) -> None:
-    folder = tmp_path if version == 2 else tmp_path / "memory"
-    folder.mkdir(exist_ok=True)
-    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    (folder / names[0]).write_text("10000\n")
-    (folder / names[1]).write_text("9000\n")
-    assert memory._cgroup_room(tmp_path) == 1000
-    prefix = "" if version == 2 else "total_"
-    (folder / "memory.stat").write_text(f"anon 1000\n{prefix}inactive_file 5000\n{prefix}active_file 2000\n")
-    assert memory._cgroup_room(tmp_path) == 8000
-
-
-def test_a_group_without_a_limit_leaves_it_to_the_machine(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("9000\n")
-    assert memory._cgroup_room(tmp_path) > 1 << 60
-    assert memory._cgroup_room(tmp_path / "nowhere") > 1 << 60

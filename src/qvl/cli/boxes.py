@@ -36,6 +36,7 @@ class Target:
 
     path: Path
     picture: PILImage.Image
+    asked_by: str = "--boxes"
 
     def write(self, boxes: Sequence[Box]) -> None:
         """Draw boxes that are in the picture's pixels and write the file, also when there are none."""
@@ -43,20 +44,24 @@ class Target:
             draw_boxes(self.picture, boxes).save(self.path)
         except (OSError, ValueError) as error:  # the latter for a picture too large for its format
             reason = getattr(error, "strerror", None) or error
-            raise QvlError(f"--boxes {self.path}: cannot be written ({reason})") from None
+            raise QvlError(f"{self.asked_by} {self.path}: cannot be written ({reason})") from None
 
 
-def prepare(out: str, messages: tuple[Message, ...], raw_pixels: bool) -> tuple[tuple[Message, ...], Target]:
+def prepare(
+    out: str, messages: tuple[Message, ...], raw_pixels: bool, asked_by: str = "--boxes"
+) -> tuple[tuple[Message, ...], Target]:
     """Check `out`, read the picture once, and put it in its place in the messages, so that both are the same pixels.
+
+    asked_by: the option or command that errors name.
 
     Raises UsageError for a file that cannot be written or a conversation without a picture; MediaError.
     """
     from qvl.processing.image import load_image
 
-    path = _checked(out)
+    path = _checked(out, asked_by)
     place = _relevant(messages)
     if place is None:
-        raise UsageError("--boxes draws on a picture, and there is none")
+        raise UsageError(f"{asked_by} draws on a picture, and there is none")
     message = messages[place.message]
     part = message.parts[place.part]
     assert isinstance(part, Image)
@@ -65,7 +70,7 @@ def prepare(out: str, messages: tuple[Message, ...], raw_pixels: bool) -> tuple[
     replaced[place.part] = dataclasses.replace(part, source=picture)
     changed = list(messages)
     changed[place.message] = Message(message.role, tuple(replaced))
-    return tuple(changed), Target(path, picture)
+    return tuple(changed), Target(path, picture, asked_by)
 
 
 def located(marked_text: str, messages: Sequence[Message], prompt: Prompt) -> tuple[list[Box], int | None]:
@@ -107,25 +112,25 @@ def _relevant(messages: Sequence[Message]) -> _Place | None:
     return place
 
 
-def _checked(out: str) -> Path:
+def _checked(out: str, asked_by: str) -> Path:
     """The path of a picture that can be written: proved by making the file, which is then taken away again."""
     path = Path(os.path.expanduser(out))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
     if path.is_dir():
-        raise UsageError(f"--boxes {path}: is a folder")
+        raise UsageError(f"{asked_by} {path}: is a folder")
     if path.suffix.lower() not in _writable_endings():
-        raise UsageError(f"--boxes {path}: must end in one of {', '.join(_writable_endings())}")
+        raise UsageError(f"{asked_by} {path}: must end in one of {', '.join(_writable_endings())}")
     if not path.parent.is_dir():
-        raise UsageError(f"--boxes {path}: there is no folder {path.parent}")
+        raise UsageError(f"{asked_by} {path}: there is no folder {path.parent}")
     target = path.resolve()  # what a link points to
     existed = target.exists()
     if existed and not target.is_file():
-        raise UsageError(f"--boxes {path}: is not a file")
+        raise UsageError(f"{asked_by} {path}: is not a file")
     try:
         target.open("ab").close()
         if not existed:
             target.unlink()
     except OSError as error:
-        raise UsageError(f"--boxes {path}: cannot be written ({error.strerror or error})") from None
+        raise UsageError(f"{asked_by} {path}: cannot be written ({error.strerror or error})") from None
     return path
 
 

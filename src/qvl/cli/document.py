@@ -23,14 +23,26 @@ The answer goes to standard output and nothing else does. Exit codes: 0 an answe
 """
 
 ENVIRONMENT = {
-    "QVL_HOME": "The folder of qvl's own models, under `models/`; `qvl` in the platform's cache folder by default.",
+    "QVL_HOME": "The folder of qvl's own models, under `models/`, and of what was typed in `qvl chat`; by default "
+    "`qvl` in the platform's folders for caches and for state.",
+    "QVL_OFFLINE": "1: use no network, neither for models nor for pictures.",
+    "QVL_SOURCE": "Where models are downloaded from, as --source; before the profile's `source`.",
+    "QVL_DOWNLOAD_TIMEOUT": "Seconds without a byte after which a connection is given up and made anew; 30.",
+    "QVL_DOWNLOAD_TRIES": "Attempts in a row that bring nothing, before a download is given up; 6.",
     "QVL_CONFIG_HOME": "The folder that holds `profiles/` with your own profiles.",
     "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
+    "QVL_OPS": "`auto` (the native ops where they are built, which is the default), `composed`, or `native`, which "
+    "fails where they cannot be had. `qvl doctor` shows what runs.",
     "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",
     "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
     "NO_COLOR": "No colours.",
     "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's tools keep what they downloaded; models are found there.",
     "MODELSCOPE_CACHE": "The same for ModelScope's.",
+    "PPNLP_HOME": "The same for PaddleNLP's.",
+    "HF_ENDPOINT, MODELSCOPE_ENDPOINT, PPNLP_ENDPOINT, AISTUDIO_ENDPOINT": "Another address, such as a mirror's, for "
+    "each source.",
+    "HF_TOKEN, MODELSCOPE_API_TOKEN, AISTUDIO_ACCESS_TOKEN": "A token for models that are not for everybody; those in "
+    "the files that the tools of Hugging Face and AI Studio write are found too.",
 }
 
 JSON_KEYS = {
@@ -48,6 +60,43 @@ JSON_KEYS = {
 }
 
 
+DOCTOR_KEYS = {
+    "ok": "Whether everything that was asked for will work; the exit code is 1 where it is false.",
+    "versions": "By distribution; empty for one that is missed.",
+    "system": "The operating system.",
+    "cpu": "`model`, `architecture`, `cores`, `threads`, `allowed` threads, the container's `quota` of CPUs or "
+    "null, and `extensions`, null where they are not known.",
+    "memory": "Bytes: `total`, the container's `limit` or null, `free`, `swap`.",
+    "gpus": "Each with `index`, `name`, `memory` and `free` in bytes, `capability`, `driver`.",
+    "threads": "`count`, null where the wish cannot be met, and the `reason`.",
+    "paddle": "`error` where it does not run; `version`, `cuda`, `cudnn`, its `gpus`, `flags`, the variables that "
+    "qvl has `prepared`, and the `device`, `dtype` and `attention` that a run gets.",
+    "environment": "The variables that are set and matter.",
+    "ops": "`requested`, `built`, the `reason` why not, `instructions`, an `error`, and `ops`, each with its "
+    "`name`, the `body` that runs (`native`, `composed` or `flash`) and the `reason` why no faster one "
+    "does.",
+    "fits": "Each shape of the profiles on each device, in bytes: `profiles`, `model`, `device`, `dtype`, "
+    "`quantize`, `asked`, `context` in tokens, `weights`, `cache`, `vision`, `prefill`, `total`, the "
+    "`least` for one picture and its answer, `usable_context` in tokens, `free` and `size` of the device,"
+    " and the `verdict`: `full`, `short` (a part of the context), `busy` (not in what is free now) or "
+    "`no`.",
+    "training": "For a profile of `qvl finetune`: bytes by parts, `total`, `free`, and whether it `fits`; else null.",
+    "models": "Each with `id`, `folder`, `bytes`, `keeper`, `state` (`verified`, `unverified`, `incomplete`, "
+    "`partial` or `damaged`) and `error`.",
+    "store": "The `folder` for models, bytes `free` there, `error`.",
+    "asked": "`profile`, `model`, `device`, `dtype` and `threads` as asked for.",
+    "problems": "What was asked for and will not work, a line each.",
+    "remarks": "What is worth knowing.",
+}
+
+
+def commands() -> dict[str, str]:
+    """What can be typed in a conversation, and what it does."""
+    from qvl.cli.chat.commands import COMMANDS
+
+    return {f"/{command.name} {command.usage}".rstrip(): _sentence(command.words) for command in COMMANDS}
+
+
 def document() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
@@ -57,8 +106,12 @@ def document() -> str:
         usage = " ".join(["qvl", name, "[OPTIONS]", *(_argument_name(argument) for argument in arguments)])
         lines += [f"## qvl {name}", "", _sentence(command.help), "", "```", usage, "```", ""]
         lines += _panels(command.params)
+        if name == "chat":
+            lines += ["### Commands", "", *_table(commands())]
         if name == "infer":
             lines += ["### Keys of --json", "", *_table(JSON_KEYS)]
+        if name == "doctor":
+            lines += ["### Keys of --json", "", *_table(DOCTOR_KEYS)]
     lines += ["## Environment", "", *_table(ENVIRONMENT)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -66,7 +119,7 @@ def document() -> str:
 def _table(rows: dict[str, str]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for names, words in rows.items():
-        yield f"| {', '.join(f'`{name}`' for name in names.split(', '))} | {_cell(words)} |"
+        yield f"| {', '.join(f'`{_cell(name)}`' for name in names.split(', '))} | {_cell(words)} |"
     yield ""
 
 

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qvl.cli import boxes, render
+from qvl.cli.answer import answer_fields
+from qvl.cli.batch_options import BatchOptions
 from qvl.cli.media import conversation, has_media
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions, flattened
 from qvl.errors import DeviceError, UsageError
@@ -39,6 +41,7 @@ class Outcome:
 def infer(
     media: MediaOptions,
     question: QuestionOptions,
+    batch: BatchOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
     output: OutputOptions,
@@ -46,6 +49,11 @@ def infer(
     """Answer a question about pictures and clips. The answer goes to standard output, all else to standard error."""
     if output.quiet:
         warnings.simplefilter("ignore")
+    if batch.wanted:
+        from qvl.cli.batch import Options, run_batch
+
+        run_batch(Options(batch, media, question, model, sampling, output))
+        return
     writer = render.AnswerWriter(silent=output.as_json)
     with render.manners(writer):
         profile, remark = chosen_profile(model, media)
@@ -76,7 +84,7 @@ def default_profile() -> tuple[str, str | None]:
         return _FALLBACK, None
     return (
         "demo",
-        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; --model DIR names another",
+        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; 'qvl download 2b' gets it",
     )
 
 
@@ -169,19 +177,9 @@ def _finish(
         target.write(found)
         if not found:
             render.note(f"the answer has no boxes; {target.path} is the picture alone", output.quiet)
+    if outcome.finish_reason == "loop":
+        render.note("the answer went round in a loop and was ended there", output.quiet)
     if output.stats:
         render.stats(outcome.stats, outcome.finish_reason)
     if output.as_json:
-        fields: dict[str, Any] = {
-            "text": outcome.text,
-            "token_ids": outcome.token_ids,
-            "prompt_tokens": len(prompt),
-            "image_grid_thw": [vision.grid_thw for vision in prompt.visions if vision.kind == "image"],
-            "video_grid_thw": [vision.grid_thw for vision in prompt.visions if vision.kind == "video"],
-            "finish_reason": outcome.finish_reason,
-            "boxes": boxes.as_json(found, picture),
-            "stats": outcome.stats,
-            "model": engine.profile.model,
-            "profile": engine.profile.name,
-        }
-        render.json_object(fields)
+        render.json_object(answer_fields(engine, prompt, outcome, boxes.as_json(found, picture)))

@@ -7,10 +7,10 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from qvl.cli.options import MediaOptions, QuestionOptions
@@ -20,11 +20,11 @@ from qvl.messages_json import interleave, messages_from_text
 
 STDIN = "-"
 _TEXT_BYTES = 1 << 30  # a conversation may hold clips as data: URIs
-_CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-_PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-_VIDEO_LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
+LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
 
 
 class StandardInput:
@@ -65,16 +65,17 @@ class StandardInput:
 
 def conversation(question: QuestionOptions, media: MediaOptions) -> tuple[Message, ...]:
     """The messages to answer. Local files are known to exist; nothing is decoded. Raises UsageError and MediaError."""
-    _check_limits(media)
+    check_limits(media)
     stdin = StandardInput()
     if question.messages is not None:
         messages = _messages_file(question, media, stdin)
     else:
         messages = _single_turn(question, media, stdin)
-    messages = _with_limits(messages, media)
+    _check_limits_matter(messages, media)
+    messages = with_limits(messages, media)
     for part in parts(messages):
         if not isinstance(part, Text):
-            _check_source(part)
+            check_source(part)
     return messages
 
 
@@ -99,7 +100,7 @@ def _messages_file(question: QuestionOptions, media: MediaOptions, stdin: Standa
     if given:
         raise UsageError(f"--messages holds the whole conversation: leave out {', '.join(given)}")
     if question.messages == STDIN:
-        return _with_content(messages_from_text(stdin.read_text("the conversation"), "--messages -"), "--messages -")
+        return with_content(messages_from_text(stdin.read_text("the conversation"), "--messages -"), "--messages -")
     path = _local(question.messages or "")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -107,10 +108,10 @@ def _messages_file(question: QuestionOptions, media: MediaOptions, stdin: Standa
         raise UsageError(f"--messages {path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise UsageError(f"--messages {path}: not UTF-8 text") from None
-    return _with_content(messages_from_text(text, str(path)), str(path))
+    return with_content(messages_from_text(text, str(path)), str(path))
 
 
-def _with_content(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+def with_content(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
     """The messages themselves. Raises UsageError for a user's turn that says nothing."""
     for index, message in enumerate(messages):
         if message.role == "user" and all(isinstance(part, Text) and not part.text for part in message.parts):
@@ -119,15 +120,16 @@ def _with_content(messages: tuple[Message, ...], where: str) -> tuple[Message, .
 
 
 def _single_turn(question: QuestionOptions, media: MediaOptions, stdin: StandardInput) -> tuple[Message, ...]:
-    items = [*(_medium(source, stdin) for source in media.media), *(_clip(source, stdin) for source in media.video)]
-    user = Message("user", interleave(_prompt(question, stdin), items))
+    items = [*(medium(source, stdin) for source in media.media), *(clip(source, stdin) for source in media.video)]
+    user = Message("user", interleave(question_text(question, stdin), items))
     if not user.parts:
         raise UsageError("the question is empty")
     system = [] if question.system is None else [Message.of("system", question.system)]
     return (*system, user)
 
 
-def _prompt(question: QuestionOptions, stdin: StandardInput) -> str:
+def question_text(question: QuestionOptions, stdin: StandardInput) -> str:
+    """What -p or a pipe asks. Raises UsageError when neither does."""
     if question.prompt is not None and question.prompt != STDIN:
         return question.prompt
     if question.prompt is None and not stdin.waiting:
@@ -138,7 +140,7 @@ def _prompt(question: QuestionOptions, stdin: StandardInput) -> str:
     return text
 
 
-def _medium(source: str, stdin: StandardInput) -> Image | Video:
+def medium(source: str, stdin: StandardInput) -> Image | Video:
     """A positional MEDIA, a picture unless its name or type says that it is a clip."""
     if source == STDIN:
         return Image(_some(stdin.read("a picture", _media().PICTURE_BYTES), "picture"))
@@ -149,18 +151,19 @@ def _medium(source: str, stdin: StandardInput) -> Image | Video:
     return Image(source)
 
 
-def _clip(source: str, stdin: StandardInput) -> Video:
+def clip(source: str, stdin: StandardInput) -> Video:
+    """What --video names. Raises UsageError and MediaError."""
     if source == STDIN:
         return Video(_some(stdin.read("a clip", _media().CLIP_BYTES), "clip"))
     if _is_remote(source) or _exists(source):
-        if _ending(source) in _PICTURE_ENDINGS and not _may_move(source):
+        if _ending(source) in PICTURE_ENDINGS and not _may_move(source):
             # What a shell makes of an unquoted --video frames/*.png: the rest would pass for pictures.
             raise UsageError(f"--video {source} is a picture; give the frames as a folder or as a glob in quotes")
         return Video(source)
     if not glob.has_magic(source):
         raise MediaError(f"{source}: no such file or folder")
     # Not Path.glob, which takes no absolute patterns.
-    frames = sorted(glob.glob(str(_local(source)), recursive=True), key=_natural)  # noqa: PTH207
+    frames = sorted(glob.glob(str(_local(source)), recursive=True), key=natural)  # noqa: PTH207
     if not frames:
         raise MediaError(f"--video {source}: no file matches")
     return Video(tuple(frames))
@@ -197,6 +200,12 @@ def _media() -> ModuleType:
     return media
 
 
+def kind_of(source: str) -> Literal["image", "video"] | None:
+    """What a path, URL or data: URI is by its name or type; None for anything else. Nothing is opened."""
+    is_picture = source[:11].lower() == "data:image/" or _ending(source) in PICTURE_ENDINGS
+    return "video" if _is_clip(source) else "image" if is_picture else None
+
+
 def _is_data(source: str) -> bool:
     return source[:5].lower() == "data:"
 
@@ -206,9 +215,7 @@ def _is_remote(source: str) -> bool:
 
 
 def _is_clip(source: str) -> bool:
-    if _is_data(source):
-        return source[:11].lower() == "data:video/"
-    return _ending(source) in _CLIP_ENDINGS
+    return source[:11].lower() == "data:video/" or _ending(source) in CLIP_ENDINGS
 
 
 def _ending(source: str) -> str:
@@ -234,40 +241,51 @@ def _is_folder(source: str | Path) -> bool:
     return _exists(source) and _local(source).is_dir()
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """frame2 before frame10."""
     return [(int(digits or -1), rest) for digits, rest in re.findall(r"(\d*)(\D*)", name)]
 
 
-def _check_limits(media: MediaOptions) -> None:
+def check_limits(media: MediaOptions) -> None:
+    """Raise UsageError for options of pictures and clips that do not go together."""
     if media.fps is not None and media.nframes is not None:
         raise UsageError("--fps and --nframes exclude each other")
     if (media.resized_height is None) != (media.resized_width is None):
         raise UsageError("--resized-height and --resized-width go together")
 
 
-def _with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
-    """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
-    given: dict[str, Any] = {name: value for name in _VIDEO_LIMITS if (value := getattr(media, name)) is not None}
+def _check_limits_matter(messages: tuple[Message, ...], media: MediaOptions) -> None:
+    """Raise UsageError for an option that is for a kind of medium which the conversation does not have."""
     has_clip = any(isinstance(part, Video) for part in parts(messages))
-    for name in given:
+    for name in limits_given(media):
         if not (has_media(messages) if name in _IMAGE_LIMITS else has_clip):
             lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
             raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
 
-    def limited(part: Part) -> Part:
-        if isinstance(part, Text):
-            return part
-        own = {name for name in _VIDEO_LIMITS if getattr(part, name, None) is not None}
-        if own & {"fps", "nframes"}:
-            own |= {"fps", "nframes"}
-        names = _IMAGE_LIMITS if isinstance(part, Image) else _VIDEO_LIMITS
-        return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
 
-    return tuple(Message(message.role, tuple(map(limited, message.parts))) for message in messages)
+def limits_given(media: MediaOptions) -> dict[str, Any]:
+    """The pixel and frame options that were given, by name."""
+    return {name: value for name in LIMITS if (value := getattr(media, name)) is not None}
 
 
-def _check_source(part: Image | Video) -> None:
+def with_limits(messages: tuple[Message, ...], media: MediaOptions) -> tuple[Message, ...]:
+    """Give the pixel and frame options to every picture and clip that does not say otherwise itself."""
+    given = limits_given(media)
+    return tuple(Message(m.role, tuple(limited(part, given) for part in m.parts)) for m in messages)
+
+
+def limited(part: Part, given: Mapping[str, Any]) -> Part:
+    """The part with the limits of `given` that are for its kind and that it does not set itself."""
+    if isinstance(part, Text):
+        return part
+    own = {name for name in LIMITS if getattr(part, name, None) is not None}
+    if own & {"fps", "nframes"}:
+        own |= {"fps", "nframes"}
+    names = _IMAGE_LIMITS if isinstance(part, Image) else LIMITS
+    return dataclasses.replace(part, **{name: given[name] for name in names if name in given and name not in own})
+
+
+def check_source(part: Image | Video) -> None:
     """Find a missing file now, rather than after a model of many gigabytes was loaded."""
     frames = part.source if isinstance(part.source, (list, tuple)) else [part.source]
     for source in frames:

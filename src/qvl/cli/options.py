@@ -187,6 +187,18 @@ class SamplingOptions:
         default_factory=list
     )
     ignore_eos: Annotated[bool, option("--ignore-eos", help="Go on to --max-new-tokens.")] = False
+    stop_loops: Annotated[
+        bool, option("--stop-loops", help="End an answer that repeats the same tokens over and over.")
+    ] = False
+    speculate: Annotated[
+        str | None,
+        option(
+            "--speculate",
+            metavar="auto|on|off",
+            help="Draft tokens from what came before and check several at once; the answer stays the same. "
+            "auto: for greedy answers, while it is faster.",
+        ),
+    ] = None
 
     def overrides(self) -> dict[str, Any]:
         """What was given, under the names of `Sampling`."""

@@ -169,7 +169,12 @@ def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int], None] | N
 
 
 def stats(figures: Stats, finish_reason: FinishReason) -> None:
-    """The figures of an answer, a line each."""
+    """The figures of an answer on stderr, a line each."""
+    to_stderr("".join(f"{name:<12} {value}\n" for name, value in stats_rows(figures, finish_reason)))
+
+
+def stats_rows(figures: Stats, finish_reason: str, in_conversation: bool = False) -> list[tuple[str, str]]:
+    """The figures of an answer as names and values. in_conversation: with what an earlier turn saved this one."""
     rows = [
         ("prompt", f"{figures.prompt_tokens} tokens, {figures.vision_tokens} of them pictures and clips"),
         ("answer", f"{figures.new_tokens} tokens ({finish_reason})"),
@@ -179,9 +184,30 @@ def stats(figures: Stats, finish_reason: FinishReason) -> None:
         ("prefill", _seconds(figures.prefill_seconds)),
         ("first token", f"{_seconds(figures.time_to_first_token)} after the question"),
         ("decode", f"{_seconds(figures.decode_seconds)}, {figures.tokens_per_second:.1f} tokens/s"),
+        *([] if in_conversation else _reuse(figures)),
+        *_drafts(figures),
         ("peak memory", f"{figures.peak_memory_bytes / GIB:.2f} GiB"),
     ]
-    to_stderr("".join(f"{name:<12} {value}\n" for name, value in rows))
+    if in_conversation:
+        cached = f"{figures.computed_tokens} tokens, {figures.reused_tokens} from the cache"
+        seen = f"{figures.encoded_visions} pictures and clips, {figures.reused_visions} known already"
+        rows[1:1] = [("computed", cached), ("encoded", seen)]
+    return rows
+
+
+def _reuse(figures: Stats) -> list[tuple[str, str]]:
+    """What did not have to be computed; nothing when there is nothing to tell."""
+    if not figures.reused_tokens and not figures.reused_visions:
+        return []
+    seen = f", {figures.reused_visions} pictures and clips" if figures.reused_visions else ""
+    return [("reused", f"{figures.reused_tokens} tokens of the prompt{seen}")]
+
+
+def _drafts(figures: Stats) -> list[tuple[str, str]]:
+    if not figures.drafted_tokens:
+        return []
+    share = 100 * figures.accepted_tokens / figures.drafted_tokens
+    return [("drafts", f"{figures.accepted_tokens} of {figures.drafted_tokens} tokens accepted ({share:.0f} %)")]
 
 
 def _seconds(value: float) -> str:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from qvl.errors import CheckpointError
+from qvl.hub import manifest
+from qvl.hub.lock import Lock, download_lock, held_by, read_lock, shared
+from qvl.hub.places import expanded, is_hub_id, places, qvl_home, store_folder
+from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"
+# What this process has loaded, with the lock that keeps it in place.
+_leases: dict[Path, Lock | None] = {}
 _DEMO_FILES = (
     *("config.json", "model.safetensors", "preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 )
-
-
-def qvl_home() -> Path:
-    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here.
-
-    Raises CheckpointError when neither is known.
-    """
-    if os.environ.get("QVL_HOME"):
-        return _expanded(os.environ["QVL_HOME"])
-    home = _home()
-    if home is None:
-        raise CheckpointError("there is no home folder to keep models in; set QVL_HOME to one for them")
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "qvl"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qvl"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qvl"
 
 
 def find(model: str | Path) -> Path | None:
@@ -41,10 +28,13 @@ def find(model: str | Path) -> Path | None:
     Raises CheckpointError for a place that may not be looked into.
     """
     try:
-        folder = _expanded(model)
+        folder = expanded(model)
         if folder.is_dir():
             return folder
-        return next((place for place in _places(str(model)) if (place / "config.json").is_file()), None)
+        there = [place for place in places(str(model)) if (place.folder / "config.json").is_file()]
+        # Other tools leave folders with a few files of a model in them, which are no model.
+        whole = (place.folder for place in there if place.keeper == "qvl" or is_whole(place.folder))
+        return next(whole, None)
     except (OSError, ValueError) as error:
         raise _unreadable(error, str(model)) from None
 
@@ -52,55 +42,48 @@ def find(model: str | Path) -> Path | None:
 def locate(model: str | Path) -> Path:
     """Like `find`, but makes the demo checkpoint when it is asked for and not yet there.
 
-    Raises CheckpointError that says where was looked and what to do.
+    The folder of a model that qvl has downloaded is kept from being removed until the process ends.
+    Raises CheckpointError that says what to do.
     """
     if str(model) == DEMO:
         return _demo()
     found = find(model)
     if found is not None:
-        return found
+        _lease(found)
+        if found.is_dir():
+            return found
     if "/" not in str(model) or str(model).startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: no such model folder")
-    raise CheckpointError(
-        f"{model} is not on this machine (looked in {qvl_home() / 'models'} and the caches of Hugging Face and "
-        "ModelScope); get it with any of their tools, or give its folder with --model DIR"
-    )
+    raise CheckpointError(_missing(str(model)))
 
 
-def _home() -> Path | None:
-    """The user's home folder; None in a container whose user has neither $HOME nor an entry in passwd."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return None
+def _lease(folder: Path) -> None:
+    """Share the folder's lock for the rest of the process, and remember that it was used."""
+    if folder in _leases or not (folder / manifest.NAME).is_file():
+        return
+    _leases[folder] = shared(read_lock(folder))
+    note_use(folder)
 
 
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise CheckpointError(f"{path}: the home folder that ~ stands for is not known") from None
+def _missing(model: str) -> str:
+    """Why a model is not here, and the one command that helps."""
+    if not is_hub_id(model):
+        return f"{model}: no such model folder"
+    target = store_folder() / model
+    if (holder := held_by(download_lock(target))) is not None:
+        return f"{model} is being downloaded by {holder}; it can be loaded when that is done"
+    # Only here, since profiles are read for it.
+    from qvl.hub.names import short_name
+
+    command = f"qvl download {short_name(model)}"
+    if partial_folder(target).is_dir():
+        return f"{model} is here in part only; go on with: {command}"
+    return f"{model} is not on this machine; get it with: {command}"
 
 
 def _unreadable(error: OSError | ValueError, place: str) -> CheckpointError:
     why = error.strerror or error if isinstance(error, OSError) else error
     return CheckpointError(f"{getattr(error, 'filename', None) or place}: cannot be read ({why})")
-
-
-def _places(model: str) -> Iterator[Path]:
-    """Folders a hub id such as "Qwen/Qwen2-VL-2B-Instruct" may be in, the surest first."""
-    if model.count("/") != 1:
-        return
-    yield qvl_home() / "models" / model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache")
-    hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    repository = Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub") / f"models--{model.replace('/', '--')}"
-    revision = repository / "refs" / "main"
-    if revision.is_file():
-        yield repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
-    modelscope = Path(os.environ.get("MODELSCOPE_CACHE") or cache / "modelscope" / "hub")
-    yield modelscope / "models" / model
-    yield modelscope / model
 
 
 def _demo() -> Path:

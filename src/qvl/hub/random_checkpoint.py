@@ -17,7 +17,10 @@ import numpy.typing as npt
 
 from qvl.hub.small_vocabulary import first_special_id, write_processor, write_tokenizer
 from qvl.model.checkpoint_writer import write_json, write_weights
-from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
+from qvl.model.config import SPECIAL_TOKENS, ModelConfig
+from qvl.model.shapes import FULL_2B, TINY, parameter_shapes
+
+__all__ = ["FULL_2B", "TINY", "RandomWeights", "is_linear", "parameter_shapes", "tensors_sha256", "write_checkpoint"]
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["hf", "paddle"]
@@ -26,43 +29,6 @@ ConfigForm = Literal["flat", "nested"]
 GENERATOR_VERSION = 1  # raised when the same config and seed come to mean other weights or another vocabulary
 _METADATA = {"hf": "pt", "paddle": "np"}
 _BLOCK_NUMBERS = 1 << 20  # drawn and written at once: 4 MB, which stays in the cache
-
-# Enough of everything to go wrong in: grouped heads, three rotary sections of two sizes, more than one vision block.
-TINY = ModelConfig(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=128,
-    vocab_size=1024,
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    mrope_section=(2, 3, 3),
-    image_token_id=1010,
-    video_token_id=1011,
-    vision_start_token_id=1007,
-    vision_end_token_id=1008,
-    bos_token_id=998,
-    eos_token_id=1000,
-    torch_dtype="float32",
-    vision_config=VisionConfig(depth=2, embed_dim=48, hidden_size=64, num_heads=4),
-)
-FULL_2B = ModelConfig(
-    hidden_size=1536,
-    num_hidden_layers=28,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    intermediate_size=8960,
-    vocab_size=151936,
-    tie_word_embeddings=True,
-    rms_norm_eps=1e-6,
-    vision_config=VisionConfig(hidden_size=1536),
-)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a checkpoint and its shape in the Hugging Face layout, where a linear is [out, in]."""
-    return {**_vision_shapes(config.vision_config), **_language_shapes(config)}
 
 
 def is_linear(name: str) -> bool:
@@ -161,51 +127,6 @@ def tensors_sha256(config: ModelConfig, seed: int) -> str:
         for block in weights.blocks(name):
             digest.update(block.astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def _vision_shapes(vision: VisionConfig) -> dict[str, tuple[int, ...]]:
-    width, inner, patch = vision.embed_dim, vision.intermediate_size, vision.patch_size
-    merged = width * vision.spatial_merge_size**2
-    shapes: dict[str, tuple[int, ...]] = {
-        "visual.patch_embed.proj.weight": (width, vision.in_channels, vision.temporal_patch_size, patch, patch)
-    }
-    for number in range(vision.depth):
-        block = f"visual.blocks.{number}"
-        shapes |= _with_bias(f"{block}.norm1", (width,))
-        shapes |= _with_bias(f"{block}.norm2", (width,))
-        shapes |= _with_bias(f"{block}.attn.qkv", (3 * width, width))
-        shapes |= _with_bias(f"{block}.attn.proj", (width, width))
-        shapes |= _with_bias(f"{block}.mlp.fc1", (inner, width))
-        shapes |= _with_bias(f"{block}.mlp.fc2", (width, inner))
-    shapes |= _with_bias("visual.merger.ln_q", (width,))
-    shapes |= _with_bias("visual.merger.mlp.0", (merged, merged))
-    shapes |= _with_bias("visual.merger.mlp.2", (vision.hidden_size, merged))
-    return shapes
-
-
-def _language_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    width, inner = config.hidden_size, config.intermediate_size
-    heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
-    for number in range(config.num_hidden_layers):
-        layer = f"model.layers.{number}"
-        shapes[f"{layer}.input_layernorm.weight"] = (width,)
-        shapes |= _with_bias(f"{layer}.self_attn.q_proj", (heads, width))
-        shapes |= _with_bias(f"{layer}.self_attn.k_proj", (kv_heads, width))
-        shapes |= _with_bias(f"{layer}.self_attn.v_proj", (kv_heads, width))
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, heads)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, width)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, width)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
-    shapes["model.norm.weight"] = (width,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes
-
-
-def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 # How much larger than 1/sqrt(fan-in) the weights of a linear are. Queries and keys are large so that attention picks

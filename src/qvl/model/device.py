@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import paddle
 
 from qvl.errors import DeviceError
-from qvl.ops import AttentionImpl
+from qvl.ops import AttentionImpl, status
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,16 @@ class Placement:
 
 
 def place(device: str, dtype: str) -> Placement:
-    """Choose, make it Paddle's current device, and say which attention body it runs. Raises DeviceError."""
+    """Choose, make it Paddle's current device, and say which attention body it runs.
+
+    Raises DeviceError, also when native ops are asked for that cannot be had, and UsageError for another `QVL_OPS`.
+    """
+    status.check()
+    return choose(device, dtype)
+
+
+def choose(device: str, dtype: str) -> Placement:
+    """`place` whatever ops are asked for."""
     gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if device == "auto":
         device = "gpu" if gpus else "cpu"

@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from qvl import environment
 from qvl.errors import QvlError, UsageError
@@ -79,7 +79,7 @@ def mode() -> Mode:
     text = os.environ.get("QVL_OPS", "") or "auto"
     if text not in MODES:
         raise UsageError(f"QVL_OPS must be one of {', '.join(MODES)}, not {text[:40]!a}")
-    return cast(Mode, text)
+    return text
 
 
 @contextlib.contextmanager

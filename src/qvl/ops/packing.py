@@ -133,7 +133,7 @@ def pack(source: Array, packing: Packing) -> PackedMatrix:
 
 
 def symmetric_scales(groups: Floats) -> Floats:
-    """For codes -8 to 7 of groups [..., size]: the scale, of some candidates, that leaves the smallest squared error."""
+    """For codes -8 to 7 of groups [..., size]: the candidate scale with the smallest squared error."""
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1)[..., None], axis=-1)[..., 0]
     magnitude = np.abs(largest)
     largest = np.where((groups == -magnitude[..., None]).any(axis=-1), -magnitude, magnitude)
@@ -180,7 +180,9 @@ def lay_out(
     """
     n, k = codes.shape
     panels, padded = -(-n // PANEL), packing.padded(k)
-    full = np.full((panels * PANEL, padded), 8 if packing.kind == "int4" else 0, np.uint16 if packing.kind == "bf16" else np.int8)
+    full = np.full(
+        (panels * PANEL, padded), 8 if packing.kind == "int4" else 0, np.uint16 if packing.kind == "bf16" else np.int8
+    )
     full[:n, :k] = codes
     if zeros is not None and padded > k:
         full[:n, k:] = np.repeat(zeros, packing.group, axis=1)[:, k:]

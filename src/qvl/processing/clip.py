@@ -134,9 +134,7 @@ def open_clip(media: Media, *, raw_pixels: bool = False) -> Animation | Clip:
     head = media.head()
     if head.startswith(_PILLOW_MAGIC) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
         return Animation(media, raw_pixels)
-    choice = os.environ.get("QVL_VIDEO_READER") or "auto"
-    if choice != "auto" and choice not in _READERS:
-        raise UsageError(f"QVL_VIDEO_READER={choice} is not known; decord, av or auto{suggest(choice, _READERS)}")
+    choice = _choice()
     failure: MediaError | None = None
     for name in _READERS if choice == "auto" else (choice,):
         try:
@@ -147,9 +145,29 @@ def open_clip(media: Media, *, raw_pixels: bool = False) -> Animation | Clip:
             failure = failure or error
     if failure is not None:
         raise failure
+    raise _none_installed(choice)
+
+
+def readers() -> list[str]:
+    """The installed readers that clips go through, in order. Raises UsageError when it is none."""
+    choice = _choice()
+    found = [name for name in (_READERS if choice == "auto" else (choice,)) if _installed(name)]
+    if not found:
+        raise _none_installed(choice)
+    return found
+
+
+def _choice() -> str:
+    choice = os.environ.get("QVL_VIDEO_READER") or "auto"
+    if choice != "auto" and choice not in _READERS:
+        raise UsageError(f"QVL_VIDEO_READER={choice} is not known; decord, av or auto{suggest(choice, _READERS)}")
+    return choice
+
+
+def _none_installed(choice: str) -> UsageError:
     if choice == "auto":
-        raise UsageError("no video reader is installed: pip install decord, or pip install av")
-    raise UsageError(f"QVL_VIDEO_READER={choice}, but {choice} is not installed: pip install {choice}")
+        return UsageError("no video reader is installed: pip install decord, or pip install av")
+    return UsageError(f"QVL_VIDEO_READER={choice}, but {choice} is not installed: pip install {choice}")
 
 
 class _AbsentError(Exception):

@@ -21,7 +21,9 @@ from urllib.request import url2pathname
 from weakref import WeakKeyDictionary
 
 from qvl.errors import MediaError
+from qvl.network import is_offline
 from qvl.processing.naming import STDIN_NAME, printable
+from qvl.processing.naming import Named as Named
 from qvl.processing.naming import Piped as Piped
 from qvl.processing.naming import describe as describe
 from qvl.processing.naming import is_url as is_url
@@ -194,6 +196,8 @@ _URLSAFE = str.maketrans("-_", "+/")
 
 def _download(url: str, name: str, max_bytes: int) -> bytes:
     """Download in a thread that can be left behind: neither name look-up nor a trickle of headers has a time-out."""
+    if is_offline():
+        raise MediaError(f"{name}: QVL_OFFLINE is set, so nothing is fetched from the network")
     job = _Download(url, name, max_bytes)
     job.start()
     job.join(DEADLINE)

@@ -15,10 +15,27 @@ class Piped(bytes):
     __slots__ = ()
 
 
+class Named(bytes):
+    """The bytes that a path or URL had when they were read; messages go on calling them by it.
+
+    reference: the path or URL; empty for what never had one.
+    """
+
+    reference: str
+    name: str
+
+    def __new__(cls, data: bytes, reference: str, name: str = "") -> Named:
+        made = super().__new__(cls, data)
+        made.reference, made.name = reference, name or reference
+        return made
+
+
 def describe(source: object) -> str:
     """A short name of a source for a message: no long data, no credentials, one line."""
     if isinstance(source, Piped):
         return STDIN_NAME
+    if isinstance(source, Named):
+        return describe(source.name)
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if not isinstance(source, (str, Path)):

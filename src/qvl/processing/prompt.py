@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
@@ -32,6 +34,13 @@ class Vision:
         t, h, w = self.grid_thw
         return t * h * w // config.spatial_merge_size**2
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Of what the vision tower is given, and so equal for equal features: the patches and their grid."""
+        hashed = blake2b(repr(self.grid_thw).encode(), digest_size=32)
+        hashed.update(np.ascontiguousarray(self.patches).data)
+        return hashed.digest()
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -52,6 +61,21 @@ class Prompt:
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
+
+    def vision_tokens(self, config: ModelConfig) -> int:
+        """How many of its tokens are pictures and clips."""
+        return sum(vision.tokens(config.vision_config) for vision in self.visions)
+
+    def vision_starts(self, config: ModelConfig) -> tuple[int, ...]:
+        """Where in `input_ids` each of `visions` begins; its tokens lie together."""
+        pads = np.flatnonzero(np.isin(self.input_ids, (config.image_token_id, config.video_token_id)))
+        counts = [vision.tokens(config.vision_config) for vision in self.visions]
+        return tuple(int(pads[sum(counts[:number])]) for number in range(len(counts)))
+
+    def without_patches(self) -> Prompt:
+        """A copy that knows its pictures' grids and sizes but holds no pixels, for when it was run."""
+        nothing = np.zeros((0, 0), np.float32)
+        return replace(self, visions=tuple(replace(vision, patches=nothing) for vision in self.visions))
 
     @property
     def rope_delta(self) -> int:

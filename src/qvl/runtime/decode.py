@@ -1,6 +1,6 @@
-"""The decode loop: prompts in, token ids out. Knows ids and positions, nothing of text.
+"""Prompts and new tokens through the model, into caches. Knows ids and positions, nothing of text or of sampling.
 
-Each prompt is prefilled by itself; then all that are still going take one step together. Their tokens lie end to end
+Each prompt is prefilled by itself; then all answers that are going take one step together. Their tokens lie end to end
 without padding and each has its own cache, so a row gives what it gives alone.
 """
 
@@ -11,76 +11,125 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from qvl.model.config import ModelConfig
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL
 from qvl.processing.prompt import Prompt, Vision, merge_index
 from qvl.runtime.cache import KVCache
-from qvl.runtime.sampler import Sampler
+from qvl.runtime.features import FeatureCache
 
 # Patches of a clip that go through the vision tower together: 2048 tokens' worth, enough to keep a GPU busy.
 PATCHES_AT_ONCE = 8192
 
+Logits = npt.NDArray[np.float32]
 
-@dataclass
-class Row:
-    """One answer in the making: its cache, its sampler, where its next token sits, and the newest token."""
 
-    cache: KVCache
-    sampler: Sampler
-    next_position: int
-    token: int
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """What running a prompt gave.
+
+    logits: float32 [vocab_size], of the token behind the prompt. reused_tokens: of the prompt, in the cache before.
+    encoded_visions: pictures and clips that went through the vision tower. Times in seconds.
+    """
+
+    logits: Logits
+    reused_tokens: int
+    encoded_visions: int
     vision_seconds: float
     prefill_seconds: float
 
 
-def prefill(model: Qwen2VL, prompt: Prompt, sampler: Sampler, capacity: int) -> Row:
-    """Run a prompt and draw its first token. `capacity`: tokens to set the cache up for, prompt included."""
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """New tokens of one sequence: they go behind what its cache holds, at `position`, the next one, and so on."""
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    position: int
+
+
+def prefill(model: Qwen2VL, prompt: Prompt, cache: KVCache, features: FeatureCache) -> Prefilled:
+    """Run what of a prompt the cache does not hold yet, which has to be a token at least."""
     start = time.perf_counter()
-    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("paddle.")
-    features = encode_vision(model, prompt)
-    if features is not None:
+    reused = len(cache)
+    needed = visions_behind(model.config, prompt, reused)
+    encoded, new = encode_visions(model, needed, features)
+    if encoded is not None:
         _wait()
-    encoded = time.perf_counter()
-    cache = KVCache(model.config, capacity, dtype)
-    inputs = prompt_inputs(model.config, prompt, features)
-    token = sampler.draw(model(inputs, [cache])[0].numpy())
-    end = time.perf_counter()
-    return Row(cache, sampler, prompt.next_position, token, encoded - start, end - encoded)
+    ready = time.perf_counter()
+    inputs = prompt_inputs(model.config, prompt, encoded, skip=reused)
+    logits: Logits = model(inputs, [cache])[0].numpy()
+    return Prefilled(logits, reused, new, ready - start, time.perf_counter() - ready)
+
+
+def advance(model: Qwen2VL, feeds: Sequence[Feed]) -> list[Logits]:
+    """Run the new tokens of several sequences together: logits [tokens, vocab_size] of each, one row behind each."""
+    lengths = [len(feed.token_ids) for feed in feeds]
+    ids = np.concatenate([np.asarray(feed.token_ids, np.int64) for feed in feeds])
+    positions = np.concatenate([feed.position + np.arange(len(feed.token_ids), dtype=np.int64) for feed in feeds])
+    inputs = ModelInputs(
+        input_ids=paddle.to_tensor(ids),
+        position_ids=paddle.to_tensor(np.broadcast_to(positions, (3, len(ids))).copy()),
+        lengths=lengths,
+    )
+    logits = model(inputs, [feed.cache for feed in feeds]).numpy()
+    return np.split(logits, np.cumsum(lengths)[:-1])
 
 
 def prompt_inputs(
-    config: ModelConfig, prompt: Prompt, features: paddle.Tensor | None, *, last_only: bool = True
+    config: ModelConfig, prompt: Prompt, features: paddle.Tensor | None, *, last_only: bool = True, skip: int = 0
 ) -> ModelInputs:
-    """What the model reads of a prompt. last_only: logits of the last token alone, which is all that decoding needs."""
+    """What the model reads of a prompt.
+
+    last_only: logits of the last token alone, which is all that decoding needs. skip: tokens at its start that a cache
+    holds; `features` then end with those of the vision tokens behind them, and may have more in front.
+    """
+    ids = prompt.input_ids[skip:]
+    rows = None
+    if features is not None:
+        rows = merge_index(ids, config)
+        vision = rows >= len(ids)
+        rows[vision] += features.shape[0] - np.count_nonzero(vision)
     return ModelInputs(
-        input_ids=paddle.to_tensor(prompt.input_ids),
-        position_ids=paddle.to_tensor(prompt.position_ids),
-        lengths=[len(prompt)],
+        input_ids=paddle.to_tensor(ids),
+        position_ids=paddle.to_tensor(np.ascontiguousarray(prompt.position_ids[:, skip:])),
+        lengths=[len(ids)],
         features=features,
-        merge_index=None if features is None else paddle.to_tensor(merge_index(prompt.input_ids, config)),
-        logits_index=paddle.to_tensor(np.asarray([len(prompt) - 1])) if last_only else None,
+        merge_index=None if rows is None else paddle.to_tensor(rows),
+        logits_index=paddle.to_tensor(np.asarray([len(ids) - 1])) if last_only else None,
     )
 
 
 def encode_vision(model: Qwen2VL, prompt: Prompt) -> paddle.Tensor | None:
-    """Features of all pictures and clips, [tokens, hidden_size].
+    """Features of all pictures and clips, [tokens, hidden_size]."""
+    return encode_visions(model, prompt.visions, FeatureCache(0))[0]
 
-    One picture after the other, and a long clip in groups of slices: attention does not cross them, so the result is
-    the same and the peak of memory is that of one group.
+
+def encode_visions(model: Qwen2VL, visions: Sequence[Vision], cache: FeatureCache) -> tuple[paddle.Tensor | None, int]:
+    """Features of these pictures and clips, [tokens, hidden_size], and how many of them were not in the cache."""
+    found = [cache.get(vision, lambda vision: _encode(model, vision)) for vision in visions]
+    features = [tensor for tensor, _ in found]
+    new = sum(not hit for _, hit in found)
+    if not features:
+        return None, 0
+    return features[0] if len(features) == 1 else paddle.concat(features, axis=0), new
+
+
+def _encode(model: Qwen2VL, vision: Vision) -> paddle.Tensor:
+    """One picture, or a long clip in groups of slices.
+
+    Attention does not cross them, so the result is the same and the peak of memory is that of one group.
     """
-    if not prompt.visions:
-        return None
     dtype = model.visual.patch_embed.proj.weight.dtype
+    slices, height, width = vision.grid_thw
     features = []
-    for vision in prompt.visions:
-        slices, height, width = vision.grid_thw
-        for first in range(0, slices, slices_at_once(vision)):
-            count = min(slices_at_once(vision), slices - first)
-            rows = slice(first * height * width, (first + count) * height * width)
-            patches = paddle.to_tensor(vision.patches[rows]).astype(dtype)
-            features.append(model.visual(patches, [(count, height, width)]))
+    for first in range(0, slices, slices_at_once(vision)):
+        count = min(slices_at_once(vision), slices - first)
+        rows = slice(first * height * width, (first + count) * height * width)
+        patches = paddle.to_tensor(vision.patches[rows]).astype(dtype)
+        features.append(model.visual(patches, [(count, height, width)]))
     return features[0] if len(features) == 1 else paddle.concat(features, axis=0)
 
 
@@ -90,18 +139,11 @@ def slices_at_once(vision: Vision) -> int:
     return max(1, PATCHES_AT_ONCE // (height * width))
 
 
-def step(model: Qwen2VL, rows: Sequence[Row]) -> None:
-    """Feed each row its newest token and draw the next one."""
-    positions = np.asarray([row.next_position for row in rows], np.int64)
-    inputs = ModelInputs(
-        input_ids=paddle.to_tensor(np.asarray([row.token for row in rows], np.int64)),
-        position_ids=paddle.to_tensor(np.broadcast_to(positions, (3, len(rows))).copy()),
-        lengths=[1] * len(rows),
-    )
-    logits = model(inputs, [row.cache for row in rows]).numpy()
-    for row, scores in zip(rows, logits, strict=True):
-        row.token = row.sampler.draw(scores)
-        row.next_position += 1
+def visions_behind(config: ModelConfig, prompt: Prompt, tokens: int) -> list[Vision]:
+    """Pictures and clips that have tokens behind the first `tokens` of the prompt."""
+    starts = prompt.vision_starts(config)
+    vision_config = config.vision_config
+    return [v for v, start in zip(prompt.visions, starts, strict=True) if start + v.tokens(vision_config) > tokens]
 
 
 def _wait() -> None:

@@ -8,7 +8,7 @@ for chunk in engine.stream([Message.of("user", Image("photo.jpg"), "Describe thi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
-from qvl.errors import UsageError  # noqa: E402
+from qvl.errors import ContextLimitError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.messages_json import as_messages  # noqa: E402
@@ -38,10 +38,16 @@ from qvl.processing.prompt import Prompt  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
-from qvl.runtime.decode import Row, encode_vision, prefill, prompt_inputs, step  # noqa: E402
+from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
+from qvl.runtime.cache import KVCache  # noqa: E402
+from qvl.runtime.decode import encode_visions, prefill, prompt_inputs  # noqa: E402
+from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
-from qvl.runtime.records import Answer, Chunk, Sampling, Stats  # noqa: E402
+from qvl.runtime.lookup import Lookup  # noqa: E402
+from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
+from qvl.runtime.scheduler import serve  # noqa: E402
+from qvl.runtime.speculation import Speculation, StepCosts  # noqa: E402
 from qvl.runtime.writer import AnswerWriter  # noqa: E402
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -61,6 +67,8 @@ class Engine:
         self.generation = generation
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
+        self.features = FeatureCache(profile.feature_cache_mib << 20)
+        self.costs = StepCosts()
         self.load_seconds = 0.0
         self._model: Qwen2VL | None = None
 
@@ -154,18 +162,13 @@ class Engine:
         """Read the media and lay out the prompt.
 
         messages: Message records, or dictionaries in the OpenAI or Qwen form.
-        Raises MediaError, and UsageError when it is over the context.
+        Raises MediaError, UsageError, and ContextLimitError, which is one, when it is over the context.
         """
         start = time.perf_counter()
         prompt = self.processor.prompt(as_messages(messages))
         if len(prompt) == 0:
             raise UsageError("the prompt is empty")
-        if len(prompt) >= self.max_context:
-            vision = sum(v.tokens(self.config.vision_config) for v in prompt.visions)
-            raise UsageError(
-                f"the prompt has {len(prompt)} tokens ({vision} of them vision), the context holds {self.max_context}; "
-                + ("lower --max-pixels or --max-frames, or send less" if vision else "send less")
-            )
+        self.room(prompt, Sampling())
         return replace(prompt, seconds=time.perf_counter() - start)
 
     @property
@@ -178,11 +181,16 @@ class Engine:
         """The checkpoint's generation settings, then the profile's, then these (None says nothing)."""
         return resolve(self.generation, asdict(self.profile.generation), overrides)
 
-    def check_memory(self, prompt: Prompt, sampling: Sampling) -> None:
-        """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded."""
+    def check_memory(
+        self, prompt: Prompt, sampling: Sampling, *, promised: int = 0, held: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded.
+
+        promised: bytes that look free and are not. held: as in `memory.need`.
+        """
         weights = 0 if self._model is not None else memory.weight_bytes(self.config, self.placement.dtype)
-        need = memory.need(self.config, prompt, self._room(prompt, sampling), self.placement.dtype, weights)
-        memory.check(need, memory.available_bytes())
+        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights, held)
+        memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer with its grounding marks, without the token that ended it."""
@@ -192,28 +200,16 @@ class Engine:
         return self.processor.tokenizer.decode(ids, keep_special=True)
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Chunk]:
-        """Answer, a chunk for each token; the last one has the finish reason and the figures."""
-        prompt = conversation if isinstance(conversation, Prompt) else self.prompt(conversation)
-        settings = sampling or self.sampling()
-        row = self._prefill(prompt, settings)
-        writer = self._writer(prompt, settings)
-        first_token = time.perf_counter()
-        while True:
-            token = row.token
-            text = writer.push(token)
-            if writer.finish_reason:
-                stats = self._stats(prompt, row, len(writer.token_ids), time.perf_counter() - first_token)
-                yield Chunk(text, (token,), writer.finish_reason, stats)
-                return
-            yield Chunk(text, (token,))
-            with self._computing():
-                step(self.model, [row])
+        """Answer, a chunk for each step; the last one has the finish reason and the figures."""
+        prompt = self.laid_out(conversation)
+        yield from self.chunks(self.begin(prompt, sampling or self.sampling()))
 
     def next_logits(self, conversation: Conversation) -> npt.NDArray[np.float32]:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
-        prompt = conversation if isinstance(conversation, Prompt) else self.prompt(conversation)
-        with self._computing():
-            inputs = prompt_inputs(self.config, prompt, encode_vision(self.model, prompt))
+        prompt = self.laid_out(conversation)
+        with self.computing():
+            features, _ = encode_visions(self.model, prompt.visions, self.features)
+            inputs = prompt_inputs(self.config, prompt, features)
             logits: npt.NDArray[np.float32] = self.model(inputs)[0].numpy()
         return logits
 
@@ -222,63 +218,82 @@ class Engine:
         return self.generate_batch([conversation], sampling)[0]
 
     def generate_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Answer]:
-        """Answer several conversations together; each gives what it gives alone. Figures are those of the batch."""
+        """Answer several conversations together; each gives what it gives alone. Raises the first error of any."""
         settings = sampling or self.sampling()
-        prompts = [c if isinstance(c, Prompt) else self.prompt(c) for c in conversations]
-        rows = [self._prefill(prompt, settings) for prompt in prompts]
-        writers = [self._writer(prompt, settings) for prompt in prompts]
-        first_token = time.perf_counter()
-        going = list(range(len(rows)))
-        answers: dict[int, Answer] = {}
-        while going:
-            for i in going:
-                writers[i].push(rows[i].token)
-                if writers[i].finish_reason:
-                    elapsed = time.perf_counter() - first_token
-                    answers[i] = self._answer(prompts[i], rows[i], writers[i], elapsed)
-            going = [i for i in going if i not in answers]
-            if going:
-                with self._computing():
-                    step(self.model, [rows[i] for i in going])
-        return [answers[i] for i in range(len(rows))]
+        prompts = [self.laid_out(conversation) for conversation in conversations]
+        requests = (Request(number, prompt, settings) for number, prompt in enumerate(prompts))
+        answers: dict[object, Answer] = {}
+        for finished in self.serve(requests, batch_size=max(1, len(prompts)), check_memory=False):
+            if finished.error is not None:
+                raise finished.error
+            assert finished.answer is not None
+            answers[finished.key] = finished.answer
+        return [answers[number] for number in range(len(prompts))]
+
+    def serve(self, requests: Iterable[Request], *, batch_size: int, check_memory: bool = True) -> Iterator[Finished]:
+        """Answer requests as they come, up to `batch_size` at a time; results in the order of finishing.
+
+        Requests are taken when there is room for them, and their media read while others are being answered. One joins
+        when a place is free and leaves when it is done. What is wrong with a request, that it does not fit the memory
+        included, is the `error` of its result and stops no other.
+        """
+        return serve(self, requests, batch_size=batch_size, check_memory=check_memory)
+
+    # What streams, sessions and batches are made of.
+
+    def room(self, prompt: Prompt, sampling: Sampling) -> int:
+        """How many tokens an answer may have. Raises ContextLimitError when the prompt leaves none."""
+        if len(prompt) >= self.max_context:
+            raise ContextLimitError(len(prompt), prompt.vision_tokens(self.config), self.max_context)
+        return min(sampling.max_new_tokens, self.max_context - len(prompt))
+
+    def cache(self, capacity: int) -> KVCache:
+        """An empty cache for so many tokens."""
+        with self.computing():
+            return KVCache(self.config, capacity, self.placement.dtype)
+
+    def begin(self, prompt: Prompt, sampling: Sampling, cache: KVCache | None = None) -> Answering:
+        """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
+        room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
+        sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
+        cache = self.cache(len(prompt) + room) if cache is None else cache
+        with self.computing():
+            prefilled = prefill(self.model, prompt, cache, self.features)
+        writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
+        pads = (self.config.image_token_id, self.config.video_token_id)
+        lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
+        return Answering(prompt, prefilled, cache, sampler, writer, Drafts(lookup, Speculation(sampling, self.costs)))
+
+    def step(self, going: Sequence[Answering]) -> None:
+        """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
+        with self.computing():
+            step(self.model, going, self.costs)
+
+    def chunks(self, answering: Answering) -> Iterator[Chunk]:
+        """The rest of an answer, chunk by chunk."""
+        while answering.finish_reason is None:
+            yield Chunk(*answering.fresh())
+            self.step([answering])
+            if answering.error is not None:
+                raise answering.error
+        yield Chunk(*answering.fresh(), answering.finish_reason, answering.stats(self.config, self.load_seconds))
+
+    def answer(self, answering: Answering) -> Answer:
+        """A finished answer as a record."""
+        writer = answering.writer
+        assert writer.finish_reason is not None
+        ids = tuple(writer.token_ids)
+        return Answer(
+            writer.text, writer.marked_text, ids, writer.finish_reason, answering.stats(self.config, self.load_seconds)
+        )
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
         """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
         paddle.set_device(self.placement.device)
         with paddle.no_grad():
             yield
 
-    def _room(self, prompt: Prompt, sampling: Sampling) -> int:
-        return min(sampling.max_new_tokens, self.max_context - len(prompt))
-
-    def _prefill(self, prompt: Prompt, sampling: Sampling) -> Row:
-        eos = self.generation.eos_token_ids
-        sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
-        with self._computing():
-            return prefill(self.model, prompt, sampler, len(prompt) + self._room(prompt, sampling))
-
-    def _writer(self, prompt: Prompt, sampling: Sampling) -> AnswerWriter:
-        room = self._room(prompt, sampling)
-        return AnswerWriter(self.processor.tokenizer, sampling, self.generation.eos_token_ids, room)
-
-    def _answer(self, prompt: Prompt, row: Row, writer: AnswerWriter, decode_seconds: float) -> Answer:
-        assert writer.finish_reason is not None
-        stats = self._stats(prompt, row, len(writer.token_ids), decode_seconds)
-        return Answer(writer.text, writer.marked_text, tuple(writer.token_ids), writer.finish_reason, stats)
-
-    def _stats(self, prompt: Prompt, row: Row, new_tokens: int, decode_seconds: float) -> Stats:
-        later = new_tokens - 1  # the first token is the prefill's
-        return Stats(
-            prompt_tokens=len(prompt),
-            vision_tokens=sum(v.tokens(self.config.vision_config) for v in prompt.visions),
-            new_tokens=new_tokens,
-            load_seconds=self.load_seconds,
-            preprocess_seconds=prompt.seconds,
-            vision_seconds=row.vision_seconds,
-            prefill_seconds=row.prefill_seconds,
-            time_to_first_token=prompt.seconds + row.vision_seconds + row.prefill_seconds,
-            decode_seconds=decode_seconds,
-            tokens_per_second=later / decode_seconds if later and decode_seconds > 0 else 0.0,
-            peak_memory_bytes=memory.peak_bytes(),
-        )
+    def laid_out(self, conversation: Conversation) -> Prompt:
+        """A conversation as a prompt; one that is a prompt already is taken as it is."""
+        return conversation if isinstance(conversation, Prompt) else self.prompt(conversation)

@@ -64,12 +64,13 @@ def resolve(checkpoint: GenerationConfig, profile: Mapping[str, Any], overrides:
         raise UsageError(f"unknown sampling setting {unknown[0]!r}{suggest(unknown[0], _KNOWN)}")
     asked = {**_given(profile), **_given(overrides)}
     base = dict(checkpoint.sampling)
-    if asked.get("temperature", 1.0) > 0 and any(name in asked for name in _DRAWS):
+    if asked.get("temperature", 1.0) != 0 and any(name in asked for name in _DRAWS):
         base = {name: value for name, value in base.items() if name not in ("temperature", "top_k", "top_p")}
         base["temperature"] = 1.0
     merged = {**base, **asked}
     if "stop" in merged:
-        merged["stop"] = tuple(merged["stop"])
+        stop = merged["stop"]
+        merged["stop"] = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
     sampling = Sampling(**merged)
     check(sampling)
     return sampling

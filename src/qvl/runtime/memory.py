@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import paddle
 import psutil
 
+from qvl import machine
 from qvl.errors import MemoryLimitError
 from qvl.model.config import ModelConfig
 from qvl.ops.attention import SCORE_BYTES
 from qvl.processing.prompt import Prompt
 from qvl.runtime.cache import cache_bytes
-from qvl.runtime.decode import slices_at_once
+from qvl.runtime.decode import slices_at_once, visions_behind
 
 GIB = 1024**3
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,7 +28,7 @@ _ROTARY_COPIES = 2 + 4
 
 @dataclass(frozen=True)
 class Need:
-    """What a prompt and its answer take: bytes by parts, and the tokens that make them."""
+    """What a prompt and its answer take beside what is there: bytes by parts, and the tokens that make them."""
 
     tokens: int
     vision_tokens: int
@@ -56,13 +56,21 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     return (config.num_hidden_layers * layer + h + head + tower) * ITEMSIZE[dtype]
 
 
-def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int) -> Need:
-    """Estimate for one prompt and its answer. `weights`: bytes of them that are still to be loaded."""
+def need(
+    config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int, held: tuple[int, int] = (0, 0)
+) -> Need:
+    """Estimate for one prompt and its answer.
+
+    weights: bytes of them that are still to be loaded. held: tokens of the prompt that a cache has, and its capacity.
+    """
     size, vision = ITEMSIZE[dtype], config.vision_config
     # Pictures, and groups of slices of a clip, are encoded one after the other; what comes of them stays.
-    groups = ((min(v.grid_thw[0], slices_at_once(v)), v.grid_thw[1], v.grid_thw[2]) for v in prompt.visions)
+    tokens, capacity = held
+    fresh = len(prompt) - tokens
+    visions = visions_behind(config, prompt, tokens) if tokens else prompt.visions
+    groups = ((min(v.grid_thw[0], slices_at_once(v)), v.grid_thw[1], v.grid_thw[2]) for v in visions)
     patches = max((t * h * w for t, h, w in groups), default=0)
-    vision_tokens = sum(v.tokens(vision) for v in prompt.visions)
+    vision_tokens = sum(v.tokens(vision) for v in visions)
     features = vision_tokens * config.hidden_size * size
     per_patch = _WIDTH_COPIES * vision.embed_dim + _MLP_COPIES * vision.intermediate_size
     per_token = _WIDTH_COPIES * config.hidden_size + _MLP_COPIES * config.intermediate_size
@@ -72,14 +80,25 @@ def need(config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weigh
     copies = (4 + size) * vision.patch_dim  # the patches on the device, and in the tower's dtype
     scores = 3 * SCORE_BYTES
     return Need(
-        tokens=len(prompt),
+        tokens=fresh,
         vision_tokens=vision_tokens,
         new_tokens=new_tokens,
         weights=weights,
-        cache=cache_bytes(config, len(prompt) + new_tokens, size),
+        cache=_growth(config, capacity, len(prompt) + new_tokens, size),
         vision=patches * (per_patch * size + patch_rotary + copies) + 2 * features + scores if patches else 0,
-        prefill=len(prompt) * (per_token * size + token_rotary) + features + scores + 2 * 4 * config.vocab_size,
+        prefill=(len(prompt) - tokens) * (per_token * size + token_rotary)
+        + features
+        + scores
+        + 2 * 4 * config.vocab_size,
     )
+
+
+def _growth(config: ModelConfig, capacity: int, wanted: int, size: int) -> int:
+    """What a cache takes to become larger: the difference, and while it does a copy of one of its tensors."""
+    if wanted <= capacity:
+        return 0
+    copy = cache_bytes(config, capacity, size) // (2 * config.num_hidden_layers)
+    return cache_bytes(config, wanted - capacity, size) + copy
 
 
 def available_bytes() -> int:
@@ -89,30 +108,7 @@ def available_bytes() -> int:
         index = int(device.partition(":")[2] or 0)
         total = int(paddle.device.cuda.get_device_properties(index).total_memory)
         return total - int(paddle.device.cuda.memory_allocated(index))
-    return min(int(psutil.virtual_memory().available), _cgroup_room())
-
-
-def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """What is left under the control group's limit (version 2, then 1); without one, more than any machine has."""
-    for limit, used, prefix in (
-        ("memory.max", "memory.current", ""),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
-    ):
-        try:
-            most, taken = int((root / limit).read_text()), int((root / used).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return max(0, most - max(0, taken - _page_cache((root / limit).with_name("memory.stat"), prefix)))
-    return 1 << 62
-
-
-def _page_cache(path: Path, prefix: str) -> int:
-    """Bytes of files that the kernel keeps while nobody else wants the memory. They count as used by the group."""
-    try:
-        figures = dict(line.split() for line in path.read_text().splitlines())
-        return sum(int(figures.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
-    except (OSError, ValueError):
-        return 0
+    return machine.free_memory()
 
 
 def check_weights(config: ModelConfig, dtype: str, available: int) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from qvl import ops
 from qvl.errors import QvlError, UsageError
-from qvl.runtime.records import Sampling
+from qvl.runtime.records import Sampling, Speculate
+
+# What the types of `Sampling` allow, and how they are called.
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (Integral, "a whole number"),
+    "int | None": ((Integral, type(None)), "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "true or false"),
+}
 
 Logits = npt.NDArray[np.float32]
 _NONE = np.zeros(0, np.int64)
@@ -54,6 +65,7 @@ class Sampler:
 
 def check(sampling: Sampling) -> None:
     """Raise UsageError, naming the setting, for values that mean nothing."""
+    _check_kinds(sampling)
     (coolest, hottest), (weakest, strongest) = TEMPERATURES, PENALTIES
     warmth, penalty = sampling.temperature, sampling.repetition_penalty
     rules = (
@@ -64,6 +76,7 @@ def check(sampling: Sampling) -> None:
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "0 to 1"),
         ("repetition_penalty", weakest <= penalty <= strongest, f"{weakest:g} to {strongest:g}"),
+        ("speculate", sampling.speculate in get_args(Speculate), "auto, on or off"),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
     )
     for name, holds, expected in rules:
@@ -71,3 +84,14 @@ def check(sampling: Sampling) -> None:
             raise UsageError(f"{name.replace('_', '-')} must be {expected}, not {getattr(sampling, name)!r}")
     if not all(sampling.stop):
         raise UsageError("stop holds an empty text, which would end every answer before it begins")
+
+
+def _check_kinds(sampling: Sampling) -> None:
+    """That every value is of its field's type: settings also come out of JSON, where anything may stand."""
+    for field in fields(Sampling):
+        kind, expected = _KINDS.get(str(field.type), (object, ""))
+        value = getattr(sampling, field.name)
+        if (isinstance(value, bool) != (kind is bool) and kind is not object) or not isinstance(value, kind):
+            raise UsageError(f"{field.name.replace('_', '-')} must be {expected}, not {value!r}")
+    if not isinstance(sampling.stop, (tuple, list)) or not all(isinstance(text, str) for text in sampling.stop):
+        raise UsageError(f"stop must be texts, not {sampling.stop!r}")

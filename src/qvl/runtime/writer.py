@@ -5,40 +5,53 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from qvl.processing.tokenizer import Tokenizer
+from qvl.runtime.loops import LoopWatch
 from qvl.runtime.records import FinishReason, Sampling
 from qvl.runtime.stop import StopText
 
 
 class AnswerWriter:
-    """One answer. Push tokens until `finish_reason` is set."""
+    """One answer. Push tokens until `finish_reason` is set.
+
+    token_ids: those pushed, less what a loop repeated. certain: how many of them will stay, whatever comes.
+    text: of the tokens that are certain, as far as it can be no part of a stop string.
+    """
 
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling, eos_ids: Collection[int], max_new_tokens: int) -> None:
         self.token_ids: list[int] = []
+        self.certain = 0
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream()
         self._stop = StopText(sampling.stop)
         self._eos_ids = eos_ids
+        self._min_new_tokens = sampling.min_new_tokens
         self._max_new_tokens = max_new_tokens
+        self._watch = LoopWatch() if sampling.stop_loops else None
+        self._whole = ""  # with the text of tokens that are not certain
+        self._ends: list[int] = []  # how much of it there was after each token
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is now certain."""
         self.token_ids.append(token)
-        new = self._stop.push(self._decoder.push([token]))
+        self._whole += self._stop.push(self._decoder.push([token]))
+        self._ends.append(len(self._whole))
         if self._stop.hit or token in self._eos_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= self._max_new_tokens:
-            self.finish_reason = "length"
-        if self.finish_reason:
-            new += self.close()
-        self.text += new
-        return new
+            return self._finish("stop")
+        if self._watch is not None:
+            self._watch.push(token)
+            if self._watch.end is not None and len(self.token_ids) >= self._min_new_tokens:
+                return self._cut(self._watch.end)
+        if len(self.token_ids) >= self._max_new_tokens:
+            return self._finish("length")
+        self.certain = len(self.token_ids) if self._watch is None else self._watch.certain
+        return self._release(self._whole[: self._ends[self.certain - 1]] if self.certain else "")
 
-    def close(self) -> str:
-        """What was held back, when no more tokens come. A stop string completed here still ends the text before it."""
-        new = self._stop.push(self._decoder.finish())
-        return new + self._stop.finish()
+    @property
+    def room(self) -> int:
+        """How many tokens may still be pushed."""
+        return self._max_new_tokens - len(self.token_ids)
 
     @property
     def marked_text(self) -> str:
@@ -47,3 +60,25 @@ class AnswerWriter:
         if ids and ids[-1] in self._eos_ids:
             ids = ids[:-1]
         return self._tokenizer.decode(ids, keep_special=True)
+
+    def _finish(self, reason: FinishReason) -> str:
+        """No more tokens come. A stop string completed by what was held back still ends the text before it."""
+        self._whole += self._stop.push(self._decoder.finish())
+        self._whole += self._stop.finish()
+        self.finish_reason, self.certain = reason, len(self.token_ids)
+        return self._release(self._whole)
+
+    def _cut(self, end: int) -> str:
+        """Keep the tokens up to the end of a loop's first copy, and those that complete its last character."""
+        for kept in range(end, len(self.token_ids) + 1):
+            decoder = self._tokenizer.stream()
+            text, half = decoder.push(self.token_ids[:kept]), decoder.finish()
+            if not half:
+                break
+        self.token_ids = self.token_ids[:kept]
+        self.finish_reason, self.certain = "loop", kept
+        return self._release(text + half)
+
+    def _release(self, text: str) -> str:
+        new, self.text = text[len(self.text) :], text
+        return new

@@ -6,14 +6,13 @@ reads its messages. What a form leaves open (where pictures go without a tag, wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qvl.errors import QvlError, UsageError, suggest
-from qvl.messages import Image, ImageSource, Message, Part, Text, Video
+from qvl.messages import Message, Text, rooted
 from qvl.messages_json import parse_messages
 from qvl.training.placing import Places, kind_of
 
@@ -28,7 +27,6 @@ _UNSUPPORTED = ("audios", "audio", "tools", "objects")
 _UNSUPPORTED_OF_TURN = ("loss_scale", "tool_calls")
 _LOSS = ("loss", "weight")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:|~", re.IGNORECASE)
 
 Turn = dict[str, Any]
 
@@ -64,7 +62,7 @@ def parse_sample(record: object, root: Path, where: str) -> tuple[Message, ...]:
     except UsageError as error:
         raise DataError(str(error)) from None
     messages = tuple(
-        replace(message, parts=tuple(_rooted(part, root) for part in message.parts)) for message in messages
+        replace(message, parts=tuple(rooted(part, root) for part in message.parts)) for message in messages
     )
     _check(messages, where)
     return messages
@@ -141,23 +139,6 @@ def _loss(given: object, role: object, where: str) -> bool:
     if given and role in ("system", "user"):
         raise DataError(f"{where}: loss is true, but only replies of the assistant can be learnt")
     return bool(given)
-
-
-def _rooted(part: Part, root: Path) -> Part:
-    if isinstance(part, Image):
-        return replace(part, source=_path(part.source, root))
-    if isinstance(part, Video):
-        source = part.source
-        if isinstance(source, (list, tuple)):
-            return replace(part, source=tuple(_path(frame, root) for frame in source))
-        return replace(part, source=str(_path(source, root)))  # type: ignore[arg-type]
-    return part
-
-
-def _path(source: ImageSource, root: Path) -> str:
-    """Relative to the root, unless it is absolute, a URL or the data themselves; `-` is a file of that name."""
-    text = str(source)
-    return text if _PREFIX.match(text) else str(root / text)
 
 
 def _check(messages: tuple[Message, ...], where: str) -> None:

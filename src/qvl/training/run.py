@@ -119,12 +119,19 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
 
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:
     """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
+    tokens = max(run.prepared.tokens) * run.options.micro_batch_size
+    return estimate_training(run.config, run.options, run.placement.dtype, tokens)
+
+
+def estimate_training(
+    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int
+) -> tuple[Estimate, int, int]:
+    """The same for micro-batches of at most `tokens`, before any data is known."""
     from qvl.model.weights import empty_model
 
-    model = empty_model(run.config, run.placement.dtype)
+    model = empty_model(config, dtype)
     sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
-    options = run.options
     if options.method == "full":
         learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
     else:
@@ -133,16 +140,9 @@ def estimate_run(run: Run) -> tuple[Estimate, int, int]:
         lora = options.lora
         shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
         learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
-    tokens = max(run.prepared.tokens) * options.micro_batch_size
-    merged = run.config.vision_config.spatial_merge_size**2
+    merged = config.vision_config.spatial_merge_size**2
     need = estimate(
-        run.config,
-        options,
-        total=total,
-        learning=learning,
-        tokens=tokens,
-        patches=tokens * merged,
-        dtype=run.placement.dtype,
+        config, options, total=total, learning=learning, tokens=tokens, patches=tokens * merged, dtype=dtype
     )
     return need, learning, total
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 from scripted import Run, Script, Terminal, fake_engine
+from talking import Talk
 
 import qvl.cli
 
@@ -43,3 +44,12 @@ def run(script: Script, capsys: pytest.CaptureFixture[str]) -> Run:
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """A conversation with a scripted model, in a folder with two pictures."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "dog.png"):
+        PILImage.new("RGB", (200, 100), "white").save(name)
+    return Talk()

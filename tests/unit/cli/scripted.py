@@ -14,7 +14,7 @@ import pytest
 from qvl.messages import Image, Message, Text
 from qvl.processing.prompt import Prompt, Vision
 from qvl.profile import Profile
-from qvl.runtime.records import Chunk, Sampling, Stats
+from qvl.runtime.records import Chunk, FinishReason, Sampling, Stats
 from qvl.runtime.sampler import check
 
 STATS = Stats(12, 4, 3, 1.0, 0.1, 0.2, 0.3, 0.6, 0.5, 6.0, 2**30)
@@ -27,6 +27,8 @@ class Script:
 
     texts: Sequence[str] = ("A ", "cat", ".")
     marked: str = ""
+    finish_reason: FinishReason = "stop"
+    stats: Stats = STATS
     error: BaseException | None = None  # raised after the first chunk
     prompt_error: Exception | None = None
     memory_error: Exception | None = None
@@ -86,7 +88,7 @@ def fake_engine(script: Script) -> type:
         def stream(self, _prompt: Prompt, _sampling: Sampling) -> Iterator[Chunk]:
             for index, text in enumerate(script.texts):
                 last = index == len(script.texts) - 1
-                yield Chunk(text, (index,), "stop" if last else None, STATS if last else None)
+                yield Chunk(text, (index,), script.finish_reason if last else None, script.stats if last else None)
                 if script.error:
                     raise script.error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,21 @@ def test_stdout_is_the_answer_and_nothing_else(run: Run, script: Script, picture
     assert (code, out) == (0, "A cat.\n")
     assert "6.0 tokens/s" in err
     assert script.question == (Image(picture), Text("What is it?"))
+
+
+def test_a_loop_that_was_ended_is_told_and_so_are_drafts(run: Run, script: Script, picture: str) -> None:
+    script.finish_reason = "loop"
+    script.stats = replace(STATS, reused_tokens=7, reused_visions=1, drafted_tokens=40, accepted_tokens=30)
+    flags = ("--stop-loops", "--speculate", "on")
+    code, out, err = run(picture, "-p", "Read it.", "--stats", *flags)
+    assert (code, out) == (0, "A cat.\n")
+    assert "qvl: the answer went round in a loop and was ended there\n" in err
+    assert "3 tokens (loop)" in err and "30 of 40 tokens accepted (75 %)" in err
+    assert "7 tokens of the prompt, 1 pictures and clips" in err
+    assert script.sampling == Sampling(stop_loops=True, speculate="on")
+    code, out, err = run(picture, "-p", "Read it.", "--json", "--quiet", *flags)
+    answer = json.loads(out)
+    assert (answer["finish_reason"], answer["stats"]["accepted_tokens"]) == ("loop", 30) and err == ""
 
 
 def test_an_answer_that_ends_its_line_gets_no_second_newline(run: Run, script: Script) -> None:

@@ -79,6 +79,7 @@ def test_the_memory_check_can_be_left_out(run: Run, script: Script) -> None:
         (["PICTURE", "-p", "x", "--fps", "2"], "there is no clip"),
         (["-p", "x", "--max-pixels", "100"], "there is no picture or clip"),
         (["PICTURE", "-p", "x", "--temperature", "-1"], "temperature must be 0 (greedy) or 0.001 to 100, not -1.0"),
+        (["PICTURE", "-p", "x", "--speculate", "maybe"], "speculate must be auto, on or off, not 'maybe'"),
         (["PICTURE", "-p", "x", "--temperature", "nan"], "temperature must be 0 (greedy) or 0.001 to 100, not nan"),
         (["PICTURE", "-p", "x", "--temperature", "1e-300"], "temperature must be 0 (greedy) or 0.001 to 100"),
         (["PICTURE", "-p", "x", "--temperature", "1e300"], "temperature must be 0 (greedy) or 0.001 to 100"),

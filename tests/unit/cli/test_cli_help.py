@@ -38,11 +38,23 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "infer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["infer", "--help"], ["--version"], ["profiles", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["infer", "--help"],
+        ["chat", "--help"],
+        ["--version"],
+        ["profiles", "--help"],
+        ["download", "--help"],
+        ["doctor", "--help"],
+    ],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from qvl.cli import main; main(sys.argv[1:]);"
-        "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml'};"
+        "heavy = {'paddle', 'paddlenlp', 'decord', 'av', 'numpy', 'PIL', 'tokenizers', 'requests', 'rich', 'yaml',"
+        " 'prompt_toolkit'};"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
@@ -65,6 +77,7 @@ def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFi
     assert [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
         "Pictures and clips:",
         "Question:",
+        "Many questions:",
         "Model:",
         "Answer:",
         "Output:",
@@ -73,7 +86,7 @@ def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFi
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["infer", "finetune", "profiles"])
+@pytest.mark.parametrize("command", ["infer", "chat", "finetune", "doctor", "profiles"])
 def test_help_shows_no_names_of_python_types(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert qvl.cli.main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -87,7 +100,7 @@ def test_the_page_names_every_variable_and_command() -> None:
     names = {name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"\bQVL_[A-Z_]+", path.read_text())}
     assert {"QVL_HOME", "QVL_VIDEO_READER"} <= names
     assert not [name for name in sorted(names) if f"`{name}`" not in page]
-    for command in ("infer", "finetune", "merge-lora", "profiles"):
+    for command in ("infer", "chat", "finetune", "merge-lora", "doctor", "profiles"):
         assert f"## qvl {command}\n" in page
 
 

@@ -1,0 +1,1 @@
+"""`qvl chat`: a conversation in the terminal. `talk` is the core, `terminal` and `plain` face the user."""

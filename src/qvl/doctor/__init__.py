@@ -1,0 +1,1 @@
+"""What this machine can do with qvl, and whether what was asked for will work. Looks, and changes nothing."""

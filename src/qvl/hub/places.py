@@ -1,0 +1,139 @@
+"""Where models may lie on this machine: qvl's own store, and the caches of other tools."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qvl.errors import CheckpointError
+
+Keeper = Literal["qvl", "huggingface", "modelscope", "paddlenlp"]
+KEEPERS: dict[Keeper, str] = {
+    "qvl": "qvl",
+    "huggingface": "Hugging Face's cache",
+    "modelscope": "ModelScope's cache",
+    "paddlenlp": "PaddleNLP's cache",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a model may be in, and whose it is."""
+
+    folder: Path
+    keeper: Keeper
+
+
+def qvl_home() -> Path:
+    """`$QVL_HOME`, else `qvl` in the platform's cache folder. Not created here.
+
+    Raises CheckpointError when neither is known.
+    """
+    if os.environ.get("QVL_HOME"):
+        return expanded(os.environ["QVL_HOME"])
+    home = _home()
+    if home is None:
+        raise CheckpointError("there is no home folder to keep models in; set QVL_HOME to one for them")
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "qvl"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qvl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "qvl"
+
+
+def expanded(path: str | Path) -> Path:
+    """`~` replaced. Raises CheckpointError where it stands for nothing."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CheckpointError(f"{path}: the home folder that ~ stands for is not known") from None
+
+
+def store_folder() -> Path:
+    """Where qvl keeps the models it has downloaded, as ORGANISATION/NAME."""
+    return qvl_home() / "models"
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether it has the form ORGANISATION/NAME and can be a path below a cache: no `..`, nothing absolute."""
+    parts = model.split("/")
+    return len(parts) == 2 and all(part and part[0] not in ".-~" and "\\" not in part for part in parts)
+
+
+def places(model: str) -> Iterator[Place]:
+    """Folders that a hub id such as "Qwen/Qwen2-VL-2B-Instruct" may be in, the surest first. They need not exist."""
+    if not is_hub_id(model):
+        return
+    yield Place(store_folder() / model, "qvl")
+    snapshot = _snapshot(huggingface_cache() / f"models--{model.replace('/', '--')}")
+    if snapshot is not None:
+        yield Place(snapshot, "huggingface")
+    # ModelScope writes a dot in the name as three underscores, but not always has.
+    for name in dict.fromkeys((model, model.replace(".", "___"))):
+        yield Place(modelscope_cache() / "models" / name, "modelscope")
+        yield Place(modelscope_cache() / name, "modelscope")
+    yield Place(paddlenlp_cache() / model, "paddlenlp")
+
+
+def foreign_models() -> Iterator[tuple[str, Place]]:
+    """Every model folder in other tools' caches, with its hub id, whatever kind of model it is."""
+    for repository in _folders(huggingface_cache()):
+        kind, *parts = repository.name.split("--")
+        if kind == "models" and len(parts) >= 2 and (snapshot := _snapshot(repository)) is not None:
+            yield f"{parts[0]}/{'--'.join(parts[1:])}", Place(snapshot, "huggingface")
+    roots: tuple[tuple[Path, Keeper], ...] = (
+        (modelscope_cache() / "models", "modelscope"),
+        (modelscope_cache(), "modelscope"),
+        (paddlenlp_cache(), "paddlenlp"),
+    )
+    for root, keeper in roots:
+        for organisation in _folders(root):
+            if (keeper, organisation.name) == ("modelscope", "models"):
+                continue
+            for folder in _folders(organisation):
+                yield f"{organisation.name}/{folder.name.replace('___', '.')}", Place(folder, keeper)
+
+
+def huggingface_cache() -> Path:
+    hf_home = Path(os.environ.get("HF_HOME") or _cache() / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hf_home / "hub")
+
+
+def modelscope_cache() -> Path:
+    return Path(os.environ.get("MODELSCOPE_CACHE") or _cache() / "modelscope" / "hub")
+
+
+def paddlenlp_cache() -> Path:
+    return Path(os.environ.get("PPNLP_HOME") or (_home() or qvl_home()) / ".paddlenlp") / "models"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache")
+
+
+def _home() -> Path | None:
+    """The user's home folder; None in a container whose user has neither $HOME nor an entry in passwd."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _snapshot(repository: Path) -> Path | None:
+    """The snapshot of a Hugging Face repository folder that `main` stands for."""
+    revision = repository / "refs" / "main"
+    if not revision.is_file():
+        return None
+    return repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, in order; none where it cannot be looked into."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []

@@ -1,0 +1,100 @@
+"""Which body of each op runs here, and why it is not a better one. `QVL_OPS` is read in this place alone.
+
+auto takes the native ops where they were built and the composed ones elsewhere; composed asks for the latter; native
+raises where the former cannot be had. Built or not is answered by `find_build`, the one place a native build is
+plugged in at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+from qvl.errors import DeviceError, UsageError, suggest
+from qvl.ops.attention import AttentionImpl
+
+VARIABLE = "QVL_OPS"
+Request = Literal["auto", "native", "composed"]
+Body = Literal["native", "composed", "flash"]
+
+# The ops that a model calls for every token or patch, by the names they are exported under.
+NAMES = ("rms_norm", "apply_rotary", "varlen_attention", "swiglu", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a native build offers on this machine.
+
+    instructions: extensions of the CPU that it uses here, the widest last.
+    lacking: ops it has no body for here, and the reason of each.
+    """
+
+    instructions: tuple[str, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpStatus:
+    """name: of the op. body: the one that runs. reason: why no faster one does; empty when none is faster."""
+
+    name: str
+    body: Body
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class OpsStatus:
+    """requested: QVL_OPS. built: whether native ops are there; reason: why not. instructions: those they use."""
+
+    requested: Request
+    built: bool
+    reason: str
+    instructions: tuple[str, ...]
+    ops: tuple[OpStatus, ...]
+
+
+def find_build() -> Build | str:
+    """The native build that this installation has, or why there is none."""
+    return "the native ops are not part of this build"
+
+
+def requested() -> Request:
+    """What `QVL_OPS` asks for; auto when it is not set. Raises UsageError for another word."""
+    text = os.environ.get(VARIABLE) or "auto"
+    known = get_args(Request)
+    if text not in known:
+        raise UsageError(
+            f"{VARIABLE}={text} is not known; {', '.join(known[:-1])} or {known[-1]}{suggest(text, known)}"
+        )
+    return cast(Request, text)
+
+
+def check() -> None:
+    """Raise DeviceError when native ops are asked for and cannot be had, and UsageError as `requested`."""
+    build = find_build()
+    if requested() == "native" and isinstance(build, str):
+        raise DeviceError(f"{VARIABLE}=native: {build}; unset {VARIABLE} to run the composed ones")
+
+
+def status(attention: AttentionImpl = "composed", asked: Request | None = None) -> OpsStatus:
+    """Every op with its body, for a placement whose attention runs `attention`.
+
+    asked: None: what `requested` says, which may raise UsageError.
+    """
+    asked, build = asked or requested(), find_build()
+    missing = build if isinstance(build, str) else ""
+    ops = tuple(_op(name, asked, build, attention) for name in NAMES)
+    return OpsStatus(asked, not missing, missing, () if isinstance(build, str) else build.instructions, ops)
+
+
+def _op(name: str, asked: Request, build: Build | str, attention: AttentionImpl) -> OpStatus:
+    if name == "varlen_attention" and attention == "flash":
+        return OpStatus(name, "flash")
+    if isinstance(build, str):
+        return OpStatus(name, "composed", build)
+    if asked == "composed":
+        return OpStatus(name, "composed", f"{VARIABLE}=composed asks for it")
+    reason = build.lacking.get(name, "")
+    return OpStatus(name, "composed" if reason else "native", reason)

@@ -1,0 +1,129 @@
+"""Continuous batching: requests join the running batch as places become free and leave it as they finish."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qvl.errors import MemoryLimitError, QvlError, UsageError
+from qvl.processing.prompt import Prompt
+from qvl.runtime.answering import Answering
+from qvl.runtime.records import Finished, Request, Sampling
+
+if TYPE_CHECKING:
+    from qvl.runtime.engine import Engine
+
+__all__ = ["Finished", "Request", "serve"]
+
+# Requests whose media are read before there is a place for them. Pixels are large: a long clip takes hundreds of MB.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """A request in the batch."""
+
+    key: object
+    answering: Answering
+
+    @property
+    def done(self) -> bool:
+        return self.answering.finish_reason is not None or self.answering.error is not None
+
+    def finished(self, engine: Engine) -> Finished:
+        error = self.answering.error
+        answer = engine.answer(self.answering) if error is None else None
+        return Finished(self.key, answer, self.answering.prompt, error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A request whose prompt is laid out, or is being laid out by a thread."""
+
+    request: Request
+    prompt: Future[Prompt]
+
+
+class _Reader:
+    """Takes requests a little ahead of the batch and reads their media in a thread; in order."""
+
+    def __init__(self, engine: Engine, requests: Iterable[Request]) -> None:
+        self._engine = engine
+        self._requests = iter(requests)
+        self._read: deque[_Read] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-read")
+
+    def head(self, *, wait: bool) -> _Read | None:
+        """The next request if it is read, or if `wait`, in any case; None also when there are no more."""
+        while len(self._read) < _AHEAD and (request := next(self._requests, None)) is not None:
+            self._read.append(_Read(request, self._pool.submit(self._engine.laid_out, request.conversation)))
+        if self._read and (wait or self._read[0].prompt.done()):
+            return self._read[0]
+        return None
+
+    def pop(self) -> None:
+        """The head is dealt with."""
+        self._read.popleft()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def serve(engine: Engine, requests: Iterable[Request], *, batch_size: int, check_memory: bool) -> Iterator[Finished]:
+    """See `Engine.serve`."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+    return _serve(engine, requests, batch_size, check_memory)
+
+
+def _serve(engine: Engine, requests: Iterable[Request], batch_size: int, check_memory: bool) -> Iterator[Finished]:
+    going: list[_Running] = []
+    with closing(_Reader(engine, requests)) as reader:
+        while True:
+            while len(going) < batch_size and (read := reader.head(wait=not going)) is not None:
+                joined = _join(engine, read, going, check_memory)
+                if joined is None:
+                    break
+                reader.pop()
+                if isinstance(joined, Finished):
+                    yield joined
+                elif joined.done:
+                    yield joined.finished(engine)
+                else:
+                    going.append(joined)
+            if not going:
+                return
+            engine.step([running.answering for running in going])
+            done = [running for running in going if running.done]
+            going[:] = [running for running in going if not running.done]
+            for running in done:
+                yield running.finished(engine)
+
+
+def _join(engine: Engine, read: _Read, going: Sequence[_Running], check_memory: bool) -> _Running | Finished | None:
+    """Begin an answer. None when there is no memory for it until one that is going has ended."""
+    prompt = None
+    try:
+        prompt = read.prompt.result()
+        if check_memory and not _fits(engine, prompt, read.request.sampling, going):
+            return None
+        answering = engine.begin(prompt, read.request.sampling)
+    except QvlError as error:
+        return Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), error)
+    answering.prompt = prompt.without_patches()
+    return _Running(read.request.key, answering)
+
+
+def _fits(engine: Engine, prompt: Prompt, sampling: Sampling, going: Sequence[_Running]) -> bool:
+    """Whether there is memory beside the answers that are going; raises MemoryLimitError when there are none."""
+    try:
+        engine.check_memory(prompt, sampling, promised=sum(running.answering.cache.untouched for running in going))
+    except MemoryLimitError:
+        if going:
+            return False
+        raise
+    return True
