@@ -40,7 +40,7 @@ class KVCache:
             return 0
         tensors = [*self._keys, *self._values, *self._key_scales, *self._value_scales]
         rows = sum(self.capacity - filled for filled in self._filled) // len(self._filled)
-        return rows * sum(int(tensor.element_size()) * tensor.size for tensor in tensors) // self.capacity
+        return rows * sum(int(tensor.element_size()) * int(tensor.size) for tensor in tensors) // self.capacity
 
     def append(self, layer: int, k: paddle.Tensor, v: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Store [n, kv_heads, D] of the newest tokens in place; return everything stored so far, in k's dtype."""
