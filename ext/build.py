@@ -63,11 +63,14 @@ class Paddle:
 
 def find_paddle() -> Paddle:
     os.environ.setdefault("GLOG_minloglevel", "2")
+    # Beside this file lies paddle/ with our bindings, which Python would take for a package of that name.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     said = tempfile.SpooledTemporaryFile(mode="w+")  # noqa: SIM115 - its advice on threads, and a missing ccache
     try:
         with contextlib.redirect_stderr(said):
             import paddle
-    except ImportError:
+        paddle.base.core.__file__  # noqa: B018 - a namespace of that name is not Paddle
+    except (ImportError, AttributeError):
         raise CannotBuild("Paddle is not installed here") from None
     core = Path(paddle.base.core.__file__).parent / "libpaddle.so"
     if not core.exists():
