@@ -21,7 +21,9 @@ def _paddle_for_build() -> list[str]:
     asked = os.environ.get("CXX", "").split()
     compiler = any(shutil.which(name) for name in (asked[:1] or ["g++", "clang++", "c++"]))
     wanted = os.environ.get("QVL_BUILD_NATIVE", "1") != "0"
-    return [_PADDLE] if wanted and compiler and importlib.util.find_spec("paddle") is None else []
+    # Our own folder paddle/, beside this file, looks like a package without a file of its own.
+    found = importlib.util.find_spec("paddle")
+    return [_PADDLE] if wanted and compiler and (found is None or found.origin is None) else []
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

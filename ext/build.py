@@ -63,11 +63,14 @@ class Paddle:
 
 def find_paddle() -> Paddle:
     os.environ.setdefault("GLOG_minloglevel", "2")
+    # Beside this file lies paddle/ with our bindings, which Python would take for a package of that name.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     said = tempfile.SpooledTemporaryFile(mode="w+")  # noqa: SIM115 - its advice on threads, and a missing ccache
     try:
         with contextlib.redirect_stderr(said):
             import paddle
-    except ImportError:
+        paddle.base.core.__file__  # noqa: B018 - a namespace of that name is not Paddle
+    except (ImportError, AttributeError):
         raise CannotBuild("Paddle is not installed here") from None
     core = Path(paddle.base.core.__file__).parent / "libpaddle.so"
     if not core.exists():
@@ -191,7 +194,7 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
         return False
     if say:
         print(f"building the native ops with {Path(compiler).name} ...", file=sys.stderr, flush=True)
-    begun = time.monotonic()
+    begun, sources = time.monotonic(), source_hash()  # before reading them: one that changes meanwhile shows as newer
     cache = Path(os.environ.get("QVL_BUILD_DIR") or _cache_folder())
     cache.mkdir(parents=True, exist_ok=True)
     objects = compile_all(compiler, paddle, cache, jobs or os.cpu_count() or 1)
@@ -202,7 +205,7 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
     link += [f"-L{paddle.core.parent}", f"-L{paddle.libs}", "-l:libpaddle.so", "-Wl,--no-as-needed"]
     _run(link)
     made.replace(library)
-    stamp = {"sources": source_hash(), "paddle": paddle.version, "compiler": _version_of(compiler)}
+    stamp = {"sources": sources, "paddle": paddle.version, "compiler": _version_of(compiler)}
     (output / "_native.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
     for old in cache.glob("*.o"):
         if old not in objects:

@@ -1,5 +1,5 @@
 // One pool of threads for all ops. A worker that has nothing to do spins for some microseconds, since the next op of a
-// token follows at once, and then sleeps, since the threads of others need the cores too.
+// token follows at once, and then sleeps, since the framework's own threads need the cores too.
 #pragma once
 
 #include <stddef.h>

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qvl import environment
-from qvl.errors import QvlError, UsageError
+from qvl.errors import DeviceError, UsageError
 
 Mode = Literal["auto", "native", "composed"]
-MODES: tuple[Mode, ...] = ("auto", "native", "composed")
 
 # Raised, here and in ext/paddle/module.h, when the two sides have to change together.
 ABI = 1
@@ -33,7 +32,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _BUILD_HINT = "`qvl doctor --build` makes them"
 
 
-class NativeOpsError(QvlError):
+class NativeOpsError(DeviceError):
     """The native ops were asked for and cannot be had."""
 
 
@@ -72,14 +71,17 @@ def why_not() -> str | None:
     return None if loaded.module is not None else loaded.reason
 
 
+def installed() -> tuple[Any, str]:
+    """The module, whether it is used or not, or None and the reason in words."""
+    loaded = _load()
+    return loaded.module, loaded.reason
+
+
 def mode() -> Mode:
     """What was asked for: by `using`, else by QVL_OPS. Raises UsageError."""
-    if _mode is not None:
-        return _mode
-    text = os.environ.get("QVL_OPS", "") or "auto"
-    if text not in MODES:
-        raise UsageError(f"QVL_OPS must be one of {', '.join(MODES)}, not {text[:40]!a}")
-    return text
+    from qvl.ops import status
+
+    return status.requested() if _mode is None else _mode
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from qvl.errors import UsageError
 from qvl.ops import native
 from tests.unit.ops.test_packing import needs_native
 
@@ -28,12 +27,6 @@ def test_composed_leaves_the_library_alone() -> None:
     with native.using("composed") as module:
         assert module is None and native.library() is None
         assert native.why_not() == "QVL_OPS=composed"
-
-
-def test_an_unknown_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QVL_OPS", "fast")
-    with pytest.raises(UsageError, match="QVL_OPS must be one of auto, native, composed, not 'fast'"):
-        native.mode()
 
 
 def test_without_a_library_auto_goes_on_and_native_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +114,12 @@ def test_no_function_compiled_for_a_level_can_stand_in_for_another() -> None:
         for line in listed.stdout.splitlines():
             _, kind, name = line.split(" ", 2)
             assert kind not in "WVu" or f"qvl::{level}::" in name, f"{path.name}: {name}"
+
+
+def test_building_without_a_compiler_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(native.NativeOpsError, match="could not be built"):
+        native.build()
+    assert "CXX=no-such-compiler was not found" in capfd.readouterr().err
