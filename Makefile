@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Paddle in its CPU build by default; `make EXTRA=gpu ...` needs Paddle's package index configured in pip.
 EXTRA  ?= cpu
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The native ops are built by a target of their own, with the Paddle of the environment.
+PIP    := QVL_BUILD_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-fast lint format clean
+.PHONY: help demo native test test-fast lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,7 +23,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[$(EXTRA),train,dev]"
 	@touch $@ $(VENV)/.run
 
-demo: $(VENV)/.run ## install, then answer a question about a picture, offline
+# Status 3 means that there is no compiler: qvl then runs without them, slower, and says so.
+native: $(VENV)/.run ## build the native ops, where something changed
+	@$(BIN)/python ext/build.py || test $$? -eq 3
+
+demo: $(VENV)/.run native ## install, then answer a question about a picture, offline
 	$(BIN)/qvl infer --profile demo examples/shapes.png --prompt "Describe this picture." --max-new-tokens 24 --stats
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -30,10 +35,10 @@ lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test
+test: lint native ## lint, then every test
 	$(BIN)/python -m pytest -n 2
 
-test-fast: lint ## lint, then the tests that take moments
+test-fast: lint native ## lint, then the tests that take moments
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
@@ -41,5 +46,5 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build src/qvl/_native.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
