@@ -23,6 +23,13 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=300)
 
 
+@pytest.mark.skipif(LIBRARY is None, reason="the native ops are not built")
+def test_a_library_that_was_built_loads() -> None:
+    """Or the tests of every native body would be skipped, as they are where none was built."""
+    module, reason = native.installed()
+    assert module is not None, reason
+
+
 def test_composed_leaves_the_library_alone() -> None:
     with native.using("composed") as module:
         assert module is None and native.library() is None
