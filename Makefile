@@ -4,11 +4,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Paddle in its CPU build by default; `make EXTRA=gpu ...` needs Paddle's package index configured in pip.
 EXTRA  ?= cpu
+<<<<<<< HEAD
 BUILD  := build
 ASK    := $(BIN)/qvl infer --profile demo
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo demo-model test test-fast lint format clean
+=======
+# The native ops are built by a target of their own, with the Paddle of the environment.
+PIP    := QVL_BUILD_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo native test test-fast lint format clean
+>>>>>>> main
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,6 +31,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[$(EXTRA),train,dev]"
 	@touch $@ $(VENV)/.run
 
+<<<<<<< HEAD
 demo: $(VENV)/.run ## install, then let the demo model answer about pictures and a clip, offline
 	@mkdir -p $(BUILD)
 	$(ASK) examples/shapes.png --prompt "Describe this picture."
@@ -38,16 +46,24 @@ demo-model: $(VENV)/.dev ## make the demo model's data and train it from nothing
 	$(BIN)/qvl finetune --profile demo-train --model $(DATA)/start --data $(DATA)/data/data.jsonl -o $(DATA)/run \
 		--resume --plot $(DATA)/loss.png
 	$(BIN)/python -m examples.generator.evaluate --model $(DATA)/run/model --json $(DATA)/accuracy.json
+=======
+# Status 3 means that there is no compiler: qvl then runs without them, slower, and says so.
+native: $(VENV)/.run ## build the native ops, where something changed
+	@$(BIN)/python ext/build.py || test $$? -eq 3
+
+demo: $(VENV)/.run native ## install, then answer a question about a picture, offline
+	$(BIN)/qvl infer --profile demo examples/shapes.png --prompt "Describe this picture." --max-new-tokens 24 --stats
+>>>>>>> main
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test
+test: lint native ## lint, then every test
 	$(BIN)/python -m pytest -n 2
 
-test-fast: lint ## lint, then the tests that take moments
+test-fast: lint native ## lint, then the tests that take moments
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
@@ -55,5 +71,5 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build src/qvl/_native.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

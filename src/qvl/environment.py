@@ -68,6 +68,13 @@ def set_threads(count: int | None) -> None:
     _chosen = True
 
 
+def threads() -> int:
+    """The number of threads that was chosen: the ops of ours, OpenMP and MKL all use it. Raises UsageError."""
+    if not _chosen:
+        set_threads(None)
+    return _openmp_threads(most_threads()) or physical_cores()
+
+
 def _openmp_threads(most: int) -> int | None:
     """The first number of OMP_NUM_THREADS that is of use. "2,4" is one for each level of nesting; it is not ours."""
     numbers = (part.strip() for part in os.environ.get("OMP_NUM_THREADS", "").split(","))
@@ -87,6 +94,8 @@ def prepare() -> None:
         if _is_amd():
             # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        # OpenMP's threads spin for 200 ms after each of Paddle's ops, on the cores that the native ops need next.
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
     _keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message=r"No ccache found")

@@ -38,7 +38,9 @@ class TrainingOptions:
     max_length: tokens of a sample; a longer one is dropped and counted, or an error. Nothing is ever cut.
     recompute: keep only the input of each layer and compute it again in the backward pass.
     eval_split: the share of the samples held out; their loss is taken every eval_steps, and the best checkpoint kept.
+    eval_answers: so many of them are also answered by the model then.
     workers: threads that decode ahead. cache_mb: memory for decoded samples, which then are not decoded every epoch.
+    sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each.
     loss_chunk: supervised tokens whose logits are held at a time.
     """
 
@@ -64,9 +66,11 @@ class TrainingOptions:
     workers: Annotated[int, Range(at_least=0)] = 2
     cache_mb: Annotated[int, Range(at_least=0)] = 256
     recompute: bool = False
+    sharding: Literal["none", "stage1"] = "stage1"
     loss_chunk: _Count = 256
     save_steps: _Count = 100
     save_total_limit: _Count = 2
     eval_split: Annotated[float, Range(at_least=0, at_most=0.9)] = 0.0
     eval_steps: _Count = 100
+    eval_answers: Annotated[int, Range(at_least=0)] = 0
     seed: Annotated[int, Range(at_least=0)] = 42

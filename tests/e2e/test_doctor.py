@@ -47,7 +47,7 @@ def test_the_screen_and_the_json_of_a_machine(surroundings: dict[str, str], tmp_
     [
         (["--profile", "7b"], {}, "Qwen/Qwen2-VL-7B-Instruct is not on this machine"),
         (["--device", "gpu:99"], {}, "--device gpu:99"),
-        ([], {"QVL_OPS": "native"}, "QVL_OPS=native"),
+        ([], {"QVL_OPS": "nativ"}, "QVL_OPS=nativ is not known"),
         ([], {"QVL_THREADS": "none"}, "QVL_THREADS must be a whole number"),
     ],
 )

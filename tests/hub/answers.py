@@ -46,8 +46,8 @@ def send(handler: Any, data: bytes, asked: Asked, headers: Mapping[str, str] | N
 
 def write(handler: Any, data: bytes, asked: Asked, pause: float = 0.0) -> None:
     for start in range(0, len(data), 16384):
+        asked.sent += len(data[start : start + 16384])  # first, since whoever reads may be done before we get on
         handler.wfile.write(data[start : start + 16384])
-        asked.sent += len(data[start : start + 16384])
         time.sleep(pause)
 
 

@@ -151,7 +151,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path in (f"/api/models/{hub.model}/revision/main", f"/api/models/{hub.model}/revision/{hub.commit}"):
             self.json({"id": hub.model, "sha": hub.commit, "siblings": [_sibling(hub, name) for name in hub.files]})
             return
-        place = f"/{hub.model}/resolve/{hub.commit}/"
+        # As on the hub, the branch can be named too; qvl must not, since it may move.
+        place = f"/{hub.model}/resolve/{'main' if '/resolve/main/' in path else hub.commit}/"
         name = path.removeprefix(place)
         if not path.startswith(place) or name not in hub.files:
             self.plain(404, {"X-Error-Code": "EntryNotFound"})

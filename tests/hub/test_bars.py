@@ -24,9 +24,9 @@ def shown(console: Console) -> str:
 
 def test_a_bar_for_each_file_and_one_for_all(terminal: Console) -> None:
     bars = Bars(terminal)
-    bars.begin([("one.safetensors", 4_000_000), ("two.safetensors", 6_000_000)])
+    bars.begin([("one.safetensors", 4_000_000, 0), ("two.safetensors", 6_000_000, 2_000_000)])
     bars.moved("one.safetensors", 1_000_000)
-    bars.moved("two.safetensors", 3_000_000)
+    bars.moved("two.safetensors", 1_000_000)
     assert bars._progress is not None
     bars._progress.refresh()
     text = shown(terminal)
@@ -46,7 +46,7 @@ def test_a_bar_for_each_file_and_one_for_all(terminal: Console) -> None:
 def test_rate_and_time_left_are_shown(terminal: Console) -> None:
     now = [0.0]
     bars = Bars(terminal)
-    bars.begin([("one.safetensors", 10_000_000)])
+    bars.begin([("one.safetensors", 30_000_000, 20_000_000)])
     assert bars._progress is not None
     bars._progress.get_time = lambda: now[0]
     for _ in range(3):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qvl.hub.locate import locate
 from qvl.hub.transfer import _Part
 from tests.hub.conftest import BIG, INDEX, NEEDED, SHARDS, Run, is_model, nothing_kept, one_error
 from tests.hub.server import Hub
@@ -121,3 +122,18 @@ def test_what_another_file_system_has_is_linked_by_name(
     assert run("--verify", "2b", "--offline")[0] == 0
     assert run("--rm", "2b")[0] == 0
     assert (place / BIG).exists()
+
+
+def test_a_store_that_may_only_be_read_is_verified_and_used(
+    hub: Hub, run: Run, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("size=60m")
+    monkeypatch.setenv("QVL_HOME", str(disk))
+    assert run("2b")[0] == 0
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert run("2b")[:2] == (0, f"{disk / 'models' / hub.model}\n")
+    code, out, _ = run("--verify")
+    assert code == 0 and "all right" in out
+    assert locate(hub.model) == disk / "models" / hub.model
+    code, _, err = run("--rm", "2b")
+    assert code == 1 and "cannot be written (Read-only file system)" in err

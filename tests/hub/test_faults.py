@@ -62,11 +62,11 @@ def test_a_stalled_connection_is_given_up_and_taken_up_again(
     hub: Hub, run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QVL_DOWNLOAD_TIMEOUT", "1")
-    hub.misbehave = times(2, lambda _: stall(50_001, 8))
+    hub.misbehave = times(2, lambda _: stall(50_001, 40))
     start = time.monotonic()
     assert run("2b", "--source", "hf")[0] == 0
     assert is_model(store / hub.model, hub)
-    assert hub.sent(BIG) == len(hub.files[BIG]) and time.monotonic() - start < 8
+    assert hub.sent(BIG) == len(hub.files[BIG]) and time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -168,7 +168,12 @@ def test_a_server_that_ignores_ranges_is_no_obstacle(hub: Hub, run: Run, store: 
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(401, "needs a token"), (403, "needs a token of somebody"), (404, "does not have it"), (410, "410")],
+    [
+        (401, "its token is missing or wrong"),
+        (403, "needs a token of somebody"),
+        (404, "does not have it"),
+        (410, "410"),
+    ],
 )
 def test_a_refusal_is_final_and_clear(hub: Hub, run: Run, store: Path, code: int, words: str) -> None:
     hub.status = lambda path: (code, {}) if path.startswith("/api/models") else None
@@ -240,3 +245,25 @@ def test_a_damaged_leftover_is_found_out(hub: Hub, run: Run, store: Path) -> Non
     hub.misbehave = lambda _: None
     assert run("2b", "--source", "hf")[0] == 0
     assert is_model(store / hub.model, hub)
+
+
+def test_with_another_source_left_a_dead_one_is_not_waited_for(
+    hub: Hub, run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    hub.status = lambda path: (asked.append(path), (503, {}))[1] if path.startswith("/api/models") else None
+    assert run("2b")[0] == 0
+    assert is_model(store / hub.model, hub) and len(asked) == 2
+    monkeypatch.setenv("QVL_DOWNLOAD_TRIES", "4")
+    asked.clear()
+    assert run("7b", "--source", "hf")[0] == 1
+    assert len(asked) == 4, "a source that is the only one is given more time"
+
+
+def test_a_long_wait_is_told(hub: Hub, run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests = []
+    monkeypatch.setattr("qvl.hub.web.Web.rest", lambda _self, seconds: rests.append(seconds))
+    hub.misbehave = times(1, lambda _: refuse(429, {"Retry-After": "77"}))
+    code, _, err = run("2b", "--source", "hf")
+    assert code == 0 and 77 in rests and is_model(store / hub.model, hub)
+    assert f"{BIG}: localhost:" in err and "answered 429 (too many requests); trying again in 77 s" in err

@@ -185,3 +185,12 @@ def test_a_model_in_a_folder_of_ones_own_is_verified_and_removed(hub: Hub, run: 
 def test_two_things_at_once_are_a_wrong_request(hub: Hub, run: Run) -> None:
     assert hub
     assert run("--list", "--rm")[0] == 2 and run()[0] == 2 and run("--rm")[0] == 2
+
+
+def test_two_broken_files_with_the_same_bytes_are_both_repaired(hub: Hub, run: Run, store: Path) -> None:
+    hub.files["generation_config.json"] = hub.files["preprocessor_config.json"]
+    assert run("2b")[0] == 0
+    for name in ("generation_config.json", "preprocessor_config.json"):
+        damage(store / hub.model / name)
+    code, out, _ = run("--verify", "2b")
+    assert code == 0 and "2 repaired" in out and is_model(store / hub.model, hub)

@@ -57,6 +57,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_a_model_once(hub: Hub, start: Start, store: Path) -> None:
     go_on = threading.Event()
     hub.misbehave = lambda asked: hold(1000, go_on) if asked.name == BIG else None
@@ -74,6 +75,7 @@ def test_two_processes_fetch_a_model_once(hub: Hub, start: Start, store: Path) -
     assert hub.sent() == sum(len(hub.files[name]) for name in (*NEEDED, *SHARDS, INDEX))
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_leaves_what_had_arrived(hub: Hub, start: Start, run: Run, store: Path) -> None:
     hub.misbehave = lambda asked: hold(160_000, threading.Event()) if asked.name == BIG else None
     process = start("download", "2b")
@@ -123,6 +125,7 @@ def test_an_end_while_the_folder_is_put_together_costs_nothing(
     assert is_model(store / hub.model, hub) and hub.sent() == sent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_at_once_even_while_nothing_arrives(hub: Hub, start: Start) -> None:
     hub.misbehave = lambda asked: stall(1000, 60) if asked.name == BIG else None
@@ -169,6 +172,7 @@ def test_loading_what_is_being_downloaded_says_by_whom(hub: Hub, start: Start) -
         locate(hub.model)
 
 
+@pytest.mark.slow
 def test_removing_what_is_being_downloaded_is_refused(hub: Hub, start: Start, run: Run) -> None:
     hub.misbehave = lambda asked: hold(1000, threading.Event()) if asked.name == BIG else None
     process = start("download", "2b")

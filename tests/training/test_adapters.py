@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import paddle
 import pytest
 
 from qvl.cli import main
-from qvl.errors import CheckpointError, QvlError, UsageError
+from qvl.errors import CheckpointError, MemoryLimitError, QvlError, UsageError
 from qvl.model.adapter import Adapter, linear_shapes
 from qvl.model.adapter_config import AdapterConfig, AdapterRequest
 from qvl.model.config import ModelConfig
 from qvl.model.safetensors_io import SafetensorsFile, SafetensorsWriter
 from qvl.model.weights import empty_model, load_model
 from qvl.profile import Profile
+from qvl.runtime import memory
 from qvl.runtime.engine import Engine
 from qvl.training.adapters import PARTS, add_lora, load_adapter_into, lora_modules, save_adapter
 from tests.conftest import CheckpointOf
@@ -209,6 +211,21 @@ def test_wrong_folders(tmp_path: Path, edited: Callable[..., Path]) -> None:
     refused("no adapter_config.json")
     with pytest.raises(CheckpointError, match="no such adapter folder"):
         Adapter.open(tmp_path / "none")
+
+
+def test_adapters_count_when_it_is_asked_whether_a_model_fits(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Engine.open("2b", model=tiny_checkpoint, dtype="float32")
+    free = memory.weight_bytes(bare.config, "float32")
+    monkeypatch.setattr(memory, "available_bytes", lambda: free)
+    bare.load_weights()
+    adapted = Engine.open("2b", model=tiny_checkpoint, dtype="float32", adapters=[str(ADAPTERS / "language")])
+    with pytest.raises(MemoryLimitError):
+        adapted.load_weights()
+    with SafetensorsFile(ADAPTERS / "language" / "adapter_model.safetensors") as file:
+        free += sum(4 * math.prod(tensor.shape) for tensor in file.tensors.values())
+    adapted.load_weights()
 
 
 def test_infer_without_model_takes_the_base_of_the_adapter(capfd: pytest.CaptureFixture[str]) -> None:

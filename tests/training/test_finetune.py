@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,62 +17,7 @@ from PIL import Image
 
 from qvl.cli import main
 from qvl.training.checkpoints import last_checkpoint, list_checkpoints
-
-ANSWERS = (
-    "A red cat.",
-    "Two dogs run.",
-    "Nothing at all",
-    "seven",
-    "The sea, and a boat.",
-    "a tall tree",
-    "It is a house",
-    "green",
-)
-FAST = ["--set", "training.batch_size=4", "--set", "training.micro_batch_size=2", "--set", "training.recompute=false"]
-FULL = ["--profile", "2b-full", "--set", "training.learning_rate=3e-3", *FAST]
-LORA = ["--profile", "2b-lora", "--set", "training.learning_rate=3e-3", *FAST]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of noise, each with an answer; in `turned.json`, with the answer of the next."""
-    folder = tmp_path_factory.mktemp("data")
-    for file, first in (("data.json", 0), ("turned.json", 1)):
-        _write_data(folder, file, ANSWERS[first:] + ANSWERS[:first])
-    return folder
-
-
-def _write_data(folder: Path, file: str, answers: tuple[str, ...]) -> None:
-    records = []
-    for number, answer in enumerate(answers):
-        _noise(number).save(folder / f"{number}.png")
-        messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": answer}]
-        records.append({"messages": messages, "images": [f"{number}.png"]})
-    (folder / file).write_text(json.dumps(records))
-
-
-def _noise(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((112, 84), Image.Resampling.NEAREST)
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "qvl.cli", *arguments]
-
-
-def finetune(
-    data: Path, out: Path, model: Path, *arguments: str, file: str = "data.json"
-) -> subprocess.CompletedProcess[str]:
-    line = command("finetune", "--data", str(data / file), "-o", str(out), "--model", str(model), *arguments)
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(out: Path) -> list[tuple[int, float]]:
-    return [(record["step"], record["loss"]) for record in records(out)]
+from tests.training.runs import ANSWERS, FULL, LORA, command, finetune, losses, noise, wait_for_steps
 
 
 def ask(capsys: pytest.CaptureFixture[str], picture: Path, *model: str) -> str:
@@ -125,7 +69,7 @@ def test_an_adapter_answers_word_for_word_merged_and_not(
     assert [ask(capsys, p, "--model", str(merged)) for p in pictures] == list(ANSWERS)
     # It is the picture that decides: ones that were never seen do not all get the same answer.
     for number in range(8):
-        _noise(100 + number).save(tmp_path / f"{number}.png")
+        noise(100 + number).save(tmp_path / f"{number}.png")
     answers = {ask(capsys, tmp_path / f"{number}.png", "--model", str(merged)) for number in range(8)}
     assert len(answers) > 2
 
@@ -199,6 +143,33 @@ def test_held_out_samples_are_judged_and_the_best_checkpoint_stays(
     assert [step for step, _ in list_checkpoints(tmp_path / "out")] == sorted({best, 6})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_answers_during_training_are_those_of_qvl_infer_afterwards(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: list[str]
+) -> None:
+    settings = ["training.eval_split=0.4", "training.eval_answers=2", "training.eval_steps=20"]
+    settings += ["generation.max_new_tokens=20", "training.lora.dropout=0.2", "training.save_steps=1000"]
+    flags = [*method, *(word for setting in settings for word in ("--set", setting)), "--max-steps", "40"]
+    out = tmp_path / "out"
+    run = finetune(data, out, tiny_checkpoint, *flags)
+    assert run.returncode == 0, run.stderr
+    judged = [json.loads(line) for line in (out / "eval.jsonl").read_text().splitlines()]
+    assert [len(record["answers"]) for record in judged] == [2, 2]
+    result = ["--adapter", str(out / "adapter"), "--model", str(tiny_checkpoint)]
+    result = result if method is LORA else ["--model", str(out / "model")]
+    for one in judged[-1]["answers"]:
+        number = int(one["sample"].rpartition(" ")[2])
+        assert one["expected"] == ANSWERS[number]
+        assert ask(capsys, data / f"{number}.png", *result) == one["answer"]
+        assert f"sample {number}: " in run.stderr
+
+
+def test_answers_need_samples_that_are_held_out(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--set", "training.eval_answers=2")
+    assert run.returncode == 2 and "training.eval_split" in run.stderr
+
+
 def test_a_profile_for_inference_is_refused(data: Path, tmp_path: Path) -> None:
     line = command("finetune", "--data", str(data / "data.json"), "-o", str(tmp_path), "--profile", "2b")
     run = subprocess.run(line, capture_output=True, text=True, timeout=120)
@@ -224,7 +195,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_where_it_was(
     out = tmp_path / "out"
     line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
     program = subprocess.Popen([*line, *RESUMED], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _wait_for_steps(out, 5, program)
+    wait_for_steps(out, 5, program)
     program.send_signal(kind)
     program.communicate(timeout=120)
     assert program.returncode == 128 + kind
@@ -232,6 +203,19 @@ def test_a_run_asked_to_stop_saves_and_goes_on_where_it_was(
     assert saved is not None and int(saved.name.rpartition("-")[2]) == losses(out)[-1][0]
     assert finetune(data, out, tiny_checkpoint, *RESUMED, "--resume").returncode == 0
     assert losses(out) == losses(unbroken)
+
+
+@pytest.mark.slow
+def test_a_run_of_all_weights_asked_to_stop_saves_as_well(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = command("finetune", "--data", str(data / "data.json"), "-o", str(out), "--model", str(tiny_checkpoint))
+    program = subprocess.Popen([*line, *FULL, "--max-steps", "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_steps(out, 2, program)
+    program.send_signal(signal.SIGTERM)
+    program.communicate(timeout=120)
+    assert program.returncode == 128 + signal.SIGTERM
+    saved = last_checkpoint(out)
+    assert saved is not None and int(saved.name.rpartition("-")[2]) == losses(out)[-1][0]
 
 
 @pytest.mark.slow
@@ -245,7 +229,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
     for _ in range(int(os.environ.get("QVL_TEST_KILLS", "5"))):
         program = subprocess.Popen([*line, *RESUMED, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         before = losses(out)[-1][0] if (out / "metrics.jsonl").is_file() and losses(out) else 0
-        _wait_for_steps(out, min(before + 1, 39), program)
+        wait_for_steps(out, min(before + 1, 39), program)
         time.sleep(chance.uniform(0, 0.6))
         program.kill()
         program.communicate(timeout=60)
@@ -253,38 +237,3 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
             assert (checkpoint / "optimizer.safetensors").is_file() and (checkpoint / "adapter").is_dir()
     assert finetune(data, out, tiny_checkpoint, *RESUMED, "--resume").returncode == 0
     assert losses(out) == losses(unbroken)
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
-    steps = ["--max-steps", "6", "--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"]
-    one = finetune(data, tmp_path / "one", tiny_checkpoint, *FULL, *steps)
-    two = finetune(data, tmp_path / "two", tiny_checkpoint, *FULL, *steps, "--nproc", "2", "--threads", "1")
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr
-    np.testing.assert_allclose(
-        [loss for _, loss in losses(tmp_path / "two")], [loss for _, loss in losses(tmp_path / "one")], rtol=1e-5
-    )
-    assert [r["supervised_tokens"] for r in records(tmp_path / "two")] == [
-        r["supervised_tokens"] for r in records(tmp_path / "one")
-    ]
-
-
-@pytest.mark.slow
-def test_two_processes_judge_and_save_together(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Each decision to save is one of all processes, or they wait for each other for ever."""
-    settings = ["eval_split=0.25", "eval_steps=1", "save_steps=1000"]
-    flags = [*FULL, *(word for setting in settings for word in ("--set", f"training.{setting}"))]
-    flags += ["--nproc", "2", "--threads", "1", "--max-steps"]
-    run = finetune(data, tmp_path / "short", tiny_checkpoint, *flags, "3")
-    assert run.returncode == 0, run.stderr
-    assert [step for step, _ in list_checkpoints(tmp_path / "short")]
-
-
-def _wait_for_steps(out: Path, steps: int, program: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and program.poll() is None:
-        if (out / "metrics.jsonl").is_file() and [s for s, _ in losses(out) if s >= steps]:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step {steps}: {program.communicate()[1][-2000:]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
+from qvl.errors import CheckpointError
 from qvl.model.config import ModelConfig
 from qvl.model.device import place
 from qvl.model.weights import fill_model, load_model
@@ -39,6 +41,8 @@ class Harness:
     output: Path
     options: TrainingOptions
     steps: int
+    ranks: int = 1
+    full_at: int | None = None  # the checkpoint for which the disk has no room
     records: list[StepRecord] = field(default_factory=list)
 
     def run(self, *, stop_after: int | None = None, resume: bool = False) -> SftTrainer:
@@ -50,11 +54,18 @@ class Harness:
             [example.supervised_tokens for example in self.examples],
             batch_size=self.options.batch_size,
             micro_batch_size=self.options.micro_batch_size,
-            ranks=1,
+            ranks=self.ranks,
             seed=self.options.seed,
             balance=self.options.balance_lengths,
         )
-        loader = Loader(plan, self.examples, config, rank=0, steps=self.steps, workers=self.options.workers)
+        loader = Loader(
+            plan,
+            self.examples,
+            config,
+            rank=paddle.distributed.get_rank(),
+            steps=self.steps,
+            workers=self.options.workers,
+        )
         recorder = Recorder(
             self.records.append,
             seed=self.options.seed,
@@ -63,11 +74,16 @@ class Harness:
         )
         from qvl.model.save import save_model
 
+        def save(folder: Path) -> None:
+            save_model(model, folder / "model", source=self.folder, dtype="float32")
+            if self.records[-1].step == self.full_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
         trainer = SftTrainer(
             TrainingModel(model, loss_chunk=self.options.loss_chunk, recompute=self.options.recompute),
-            make_arguments(self.options, self.output, self.steps, plan.accumulation, place("cpu", "float32")),
+            make_arguments(self.options, self.output, self.steps, plan, place("cpu", "float32")),
             loader,
-            save_weights=lambda folder: save_model(model, folder / "model", source=self.folder, dtype="float32"),
+            save_weights=save,
             load_weights=lambda folder: fill_model(model, folder / "model", "float32"),
             save_total_limit=self.options.save_total_limit,
             callbacks=[recorder],
@@ -179,6 +195,35 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(tiny_checkpoint: Path, tmp_p
     again.run(resume=True)
     losses = [(r.step, r.loss, r.grad_norm, r.learning_rate) for r in (*parts.records, *again.records)]
     assert losses == [(r.step, r.loss, r.grad_norm, r.learning_rate) for r in whole.records]
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    examples = [training_example(name, tiny_checkpoint) for name in BATCH]
+    whole = Harness(tiny_checkpoint, examples, tmp_path / "whole", recipe(), steps=5)
+    whole.run()
+    options = recipe(save_steps=2, save_total_limit=1)
+    broken = Harness(tiny_checkpoint, examples, tmp_path / "out", options, steps=5, full_at=4)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4: cannot be written \(No space left on device\)"):
+        broken.run()
+    assert [path.name for path in (tmp_path / "out").iterdir() if "checkpoint" in path.name] == ["checkpoint-2"]
+    again = Harness(tiny_checkpoint, examples, tmp_path / "out", options, steps=5)
+    again.run(resume=True)
+    assert [(r.step, r.loss) for r in again.records] == [(r.step, r.loss) for r in whole.records[2:]]
+
+
+def test_a_part_that_some_updates_do_not_reach_goes_on_as_if_unbroken(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A vision tower that learns, and at first only samples without a picture."""
+    examples = [training_example(name, tiny_checkpoint) for name in ("text", "text", "picture")]
+    options = recipe(train=("vision", "merger", "language"), batch_size=1, balance_lengths=False)
+    whole = Harness(tiny_checkpoint, examples, tmp_path / "whole", options, steps=6)
+    whole.run()
+    for stop_after in (1, 2, 3):
+        parts = Harness(tiny_checkpoint, examples, tmp_path / f"parts-{stop_after}", options, steps=6)
+        parts.run(stop_after=stop_after)
+        again = Harness(tiny_checkpoint, examples, tmp_path / f"parts-{stop_after}", options, steps=6)
+        again.run(resume=True)
+        records = (*parts.records, *again.records)
+        assert [(r.step, r.loss) for r in records] == [(r.step, r.loss) for r in whole.records]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -37,6 +37,7 @@ class Bars(Watcher):
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._sizes: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._all = TaskID(0)
 
@@ -46,10 +47,12 @@ class Bars(Watcher):
         else:
             self._progress.console.print(f"qvl: {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, files: Sequence[tuple[str, int]]) -> None:
+    def begin(self, files: Sequence[tuple[str, int, int]]) -> None:
         self.end()
         with self._lock:
-            self._sizes, self._tasks = dict(files), {}
+            self._sizes = {path: size for path, size, _ in files}
+            self._done = {path: done for path, _, done in files}
+            self._tasks = {}
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -59,7 +62,9 @@ class Bars(Watcher):
                 console=self._console,
                 transient=True,
             )
-            self._all = self._progress.add_task(_ALL, total=sum(self._sizes.values()))
+            # What was there before counts as done and not towards the rate.
+            before, size = sum(self._done.values()), sum(self._sizes.values())
+            self._all = self._progress.add_task(_ALL, total=size, completed=before)
             self._progress.start()
 
     def moved(self, path: str, count: int) -> None:
@@ -67,7 +72,8 @@ class Bars(Watcher):
             if self._progress is None:
                 return
             if path not in self._tasks:
-                self._tasks[path] = self._progress.add_task(path, total=self._sizes.get(path))
+                before = self._done.get(path, 0)
+                self._tasks[path] = self._progress.add_task(path, total=self._sizes.get(path), completed=before)
             task = self._tasks[path]
             self._progress.update(task, advance=count)
             self._progress.update(self._all, advance=count)

@@ -60,6 +60,9 @@ class ReportOptions:
     panel: ClassVar[str] = "Output"
 
     as_json: Annotated[bool, option("--json", help="Print one JSON object in place of the screen.")] = False
+    build: Annotated[
+        bool, option("--build", help="First build the native ops, where something changed; needs a C++ compiler.")
+    ] = False
     quiet: Annotated[bool, option("--quiet", "-q", help="Print what will not work, and nothing else.")] = False
     debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
 
@@ -74,6 +77,10 @@ def doctor(wish: WishOptions, output: ReportOptions) -> None:
         warnings.simplefilter("ignore")
     with render.manners(render.AnswerWriter(silent=True)):
         wanted = _wish(wish)
+        if output.build:
+            from qvl.doctor.building import build
+
+            build()
         with render.status("looking at this machine", output.quiet):
             report = _look(wanted)
         if output.as_json:

@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
     "QVL_OPS": "`auto` (the native ops where they are built, which is the default), `composed`, or `native`, which "
     "fails where they cannot be had. `qvl doctor` shows what runs.",
+    "QVL_CPU_ISA": "The CPU features that the native ops may use, fewer than there are: `portable`, `avx2`, `avxvnni`, "
+    "`avx512`, `avx512vnni`, `avx512bf16` or `amx`.",
     "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",
     "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
     "NO_COLOR": "No colours.",

@@ -60,7 +60,11 @@ class KeepingOptions:
 
     list_models: Annotated[bool, option("--list", help="Show them: size, state, source, last use and folder.")] = False
     verify: Annotated[
-        bool, option("--verify", help="Read their files again and repair broken ones; without NAME: every model.")
+        bool,
+        option(
+            "--verify",
+            help="Read their files again, repair broken ones; without NAME: all that qvl downloaded.",
+        ),
     ] = False
     remove: Annotated[bool, option("--rm", help="Remove them, or what was downloaded of them so far.")] = False
 

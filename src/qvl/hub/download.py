@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qvl.errors import DownloadError
@@ -19,11 +19,12 @@ from qvl.hub.progress import Watcher
 from qvl.hub.remote import Listing, RemoteFile, SourceError, total
 from qvl.hub.sources import Source, parse_order
 from qvl.hub.store import is_whole, partial_folder
-from qvl.hub.transfer import cannot_write, part_path, whole_path
+from qvl.hub.transfer import arrived, cannot_write, part_path, whole_path
 from qvl.hub.web import Patience, Web
 from qvl.network import is_offline
 
 JOBS = 4
+_HASTY_TRIES = 2
 _SPARE = 16 * 1024 * 1024  # bytes that a file system takes for itself, manifests and names
 
 
@@ -73,20 +74,21 @@ def download(request: Request, watcher: Watcher | None = None) -> Got:
 
     Raises DownloadError: no source has it or delivers it, no room, a folder that cannot be written.
     """
-    watcher = watcher or Watcher()
+    watcher, target = watcher or Watcher(), request.target
     if (here := _already(request)) is not None:
         return here
     if request.may_not_ask:
-        raise DownloadError(f"{request.model} is not on this machine, and --offline or QVL_OFFLINE forbids to fetch it")
-    target = request.target
-    with exclusive(download_lock(target), lambda holder: watcher.note(f"waiting for {holder}, who has it in work")):
+        begun = target.exists() or partial_folder(target).exists()
+        what = "is here in part only" if begun else "is not on this machine"
+        raise DownloadError(f"{request.model} {what}, and --offline or QVL_OFFLINE forbids to fetch it")
+    with exclusive(download_lock(target), waiting(watcher)):
         if (here := _already(request)) is not None:  # by whom we have waited for
             return here
         _check_free_of_others(target)
-        if manifest.read(target) is not None:
-            from qvl.hub.verify import restore  # which is built on this module
+        if (record := manifest.read(target)) is not None:
+            from qvl.hub.repair import restore  # which is built on this module
 
-            return restore(request, watcher)
+            return restore(request, record, watcher)
         partial = partial_folder(target)
         with _writing(target):
             partial.mkdir(parents=True, exist_ok=True)
@@ -100,9 +102,17 @@ def download(request: Request, watcher: Watcher | None = None) -> Got:
         return got
 
 
+def waiting(watcher: Watcher) -> Callable[[str], None]:
+    """What to do when somebody else has a model in work: say so, and wait."""
+    return lambda holder: watcher.note(f"waiting for {holder}, who has it in work")
+
+
 def _already(request: Request) -> Got | None:
     """The model if all of it is here, in its folder or, when no folder was named, in another tool's cache."""
-    if is_whole(request.target):
+    record = manifest.read(request.target)
+    if record is not None and record.model != request.model:
+        raise DownloadError(f"{request.target}: {record.model} is there; name another folder for {request.model}")
+    if is_whole(request.target) and (record is not None or request.folder is None):
         return Got(request.model, request.target, "qvl")
     if request.folder is None and not request.own:
         for place in places.places(request.model):
@@ -115,9 +125,7 @@ def _check_free_of_others(target: Path) -> None:
     """A folder with something else in it is not ours to fill or to replace."""
     with _writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and manifest.read(target) is None:
-            raise DownloadError(
-                f"{target}: is there already and is no whole model; move it away or name another folder"
-            )
+            raise DownloadError(f"{target}: has something in it that qvl did not put there; name another folder")
 
 
 def _from_sources(request: Request, partial: Path, watcher: Watcher) -> Got:
@@ -134,24 +142,27 @@ def _from_sources(request: Request, partial: Path, watcher: Watcher) -> Got:
 
 
 def _from_source(source: Source, request: Request, partial: Path, watcher: Watcher) -> Got:
-    listing = ask(source, request.model, None, request.patience)
+    listing = ask(source, request, None, watcher)
     files = listing.needed()
     with _writing(partial):
         recover(partial)
         missing = [file for file in files if not is_there(partial, file)]
         linked = link_cached(request.model, missing, partial, watcher)
-        missing = _distinct(file for file in missing if file not in linked)
+        missing = distinct(file for file in missing if file not in linked)
         check_room(missing, partial, files)
     count = bring(source, missing, partial, request, watcher)
     put_in_place(put_together(listing, files, partial), request.target)
     return Got(request.model, request.target, "qvl", source.key, count)
 
 
-def ask(source: Source, model: str, revision: str | None, patience: Patience) -> Listing:
-    """What a source has of a model. Raises SourceError."""
-    web = Web(source.auth(), patience)
+def ask(source: Source, request: Request, revision: str | None, watcher: Watcher) -> Listing:
+    """What a source has of a model. Raises SourceError, sooner while there is another source to ask."""
+    patience = request.patience
+    if source.key != request.sources[-1].key:
+        patience = replace(patience, tries=min(patience.tries, _HASTY_TRIES))
+    web = Web(source.auth(), patience, tell=watcher.note)
     try:
-        return source.listing(model, revision, web)
+        return source.listing(request.model, revision, web)
     finally:
         web.close()
 
@@ -161,23 +172,24 @@ def bring(source: Source, files: Sequence[RemoteFile], partial: Path, request: R
     if not files:
         return 0
     auth = source.auth()
-    before = sum(_size(part_path(partial, file)) for file in files)
-    watcher.note(f"{request.model} from {source.name}: {len(files)} files, {readable(total(files))}")
-    watcher.begin([(file.path, file.size) for file in files])
+    begun = [(file.path, file.size, arrived(partial, file)) for file in files]
+    missing = total(files) - sum(count for _, _, count in begun)
+    watcher.note(f"{request.model} from {source.name}: {len(files)} files, {readable(missing)}")
+    watcher.begin(begun)
 
     def open_web(stop: threading.Event) -> Web:
-        return Web(auth, request.patience, stop)
+        return Web(auth, request.patience, stop, watcher.note)
 
     try:
         fetch_all(files, partial, open_web, request.jobs, watcher)
     finally:
         watcher.end()
-    return total(files) - before
+    return missing
 
 
 def check_room(missing: Sequence[RemoteFile], partial: Path, files: Sequence[RemoteFile]) -> None:
     """Raises DownloadError when the disk has no room for what is missing of `files`, stale leftovers removed."""
-    needed = total(missing) - sum(_size(part_path(partial, file)) for file in missing)
+    needed = total(missing) - sum(arrived(partial, file) for file in missing)
     if not needed:
         return
     if needed + _SPARE > shutil.disk_usage(partial).free:
@@ -210,7 +222,7 @@ def _drop_others(partial: Path, files: Sequence[RemoteFile]) -> None:
             path.unlink()
 
 
-def _distinct(files: Iterator[RemoteFile]) -> list[RemoteFile]:
+def distinct(files: Iterator[RemoteFile]) -> list[RemoteFile]:
     """Each content once, though two files may have it."""
     return list({file.key: file for file in files}.values())
 

@@ -24,7 +24,7 @@ def link_cached(model: str, files: Sequence[RemoteFile], folder: Path, watcher: 
     if not found:
         return []
     watcher.note(f"checking {len(found)} files that other tools have downloaded")
-    watcher.begin([(file.path, file.size) for file, _ in found])
+    watcher.begin([(file.path, file.size, 0) for file, _ in found])
     try:
         return [file for file, paths in found if any(_linked(path, file, folder, watcher) for path in paths)]
     finally:

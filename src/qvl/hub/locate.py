@@ -6,8 +6,13 @@ from pathlib import Path
 
 from qvl.errors import CheckpointError
 from qvl.hub import manifest
+<<<<<<< HEAD
 from qvl.hub.lock import Lock, download_lock, held_by, read_lock, shared
 from qvl.hub.places import expanded, is_hub_id, places, store_folder
+=======
+from qvl.hub.lock import BusyError, Lock, download_lock, held_by, read_lock, shared
+from qvl.hub.places import expanded, is_hub_id, places, qvl_home, store_folder
+>>>>>>> main
 from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"
@@ -55,7 +60,10 @@ def _lease(folder: Path) -> None:
     """Share the folder's lock for the rest of the process, and remember that it was used."""
     if folder in _leases or not (folder / manifest.NAME).is_file():
         return
-    _leases[folder] = shared(read_lock(folder))
+    try:
+        _leases[folder] = shared(read_lock(folder))
+    except BusyError as error:
+        raise CheckpointError(f"{folder}: is being removed by {error}") from None
     note_use(folder)
 
 

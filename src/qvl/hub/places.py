@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ KEEPERS: dict[Keeper, str] = {
     "modelscope": "ModelScope's cache",
     "paddlenlp": "PaddleNLP's cache",
 }
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,7 @@ def store_folder() -> Path:
 
 def is_hub_id(model: str) -> bool:
     """Whether it has the form ORGANISATION/NAME and can be a path below a cache: no `..`, nothing absolute."""
-    parts = model.split("/")
-    return len(parts) == 2 and all(part and part[0] not in ".-~" and "\\" not in part for part in parts)
+    return _HUB_ID.fullmatch(model) is not None
 
 
 def places(model: str) -> Iterator[Place]:

@@ -11,8 +11,8 @@ class Watcher:
     def note(self, text: str) -> None:
         """Something a user would want to know: a source that failed, a lock that has to be waited for."""
 
-    def begin(self, files: Sequence[tuple[str, int]]) -> None:
-        """These files, by name and size in bytes, are about to be moved or read."""
+    def begin(self, files: Sequence[tuple[str, int, int]]) -> None:
+        """These files are about to be moved or read: name, size, and what of it earlier runs have done, in bytes."""
 
     def moved(self, path: str, count: int) -> None:
         """So many more bytes of a file are done; a negative number takes some back."""

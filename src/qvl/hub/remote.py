@@ -24,17 +24,17 @@ _ODD = re.compile(r"[\x00-\x1f\x7f\\:]")
 class SourceError(DownloadError):
     """Something that is wrong with a source, or on the way to it: another source may do better.
 
-    passing: whether it may go by itself. wait: seconds the source asks to be left alone, if it says. missing: the
-    source answered, and has no such thing.
+    passing: whether it may go by itself. wait: seconds the source asks to be left alone, if it says. status: that of an
+    answer which was no file.
     """
 
     def __init__(
-        self, message: str, *, passing: bool = False, wait: float | None = None, missing: bool = False
+        self, message: str, *, passing: bool = False, wait: float | None = None, status: int | None = None
     ) -> None:
         super().__init__(message)
         self.passing = passing
         self.wait = wait
-        self.missing = missing
+        self.status = status
 
 
 @dataclass(frozen=True)

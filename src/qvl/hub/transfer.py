@@ -55,10 +55,19 @@ def part_path(folder: Path, file: RemoteFile) -> Path:
     return folder / f"{file.key}.part"
 
 
+def arrived(folder: Path, file: RemoteFile) -> int:
+    """How many bytes of a file earlier attempts have left."""
+    try:
+        size = part_path(folder, file).stat().st_size
+    except OSError:
+        return 0
+    return size if size <= file.size else 0
+
+
 def fetch(file: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[int], None]) -> None:
     """Bring a file into `folder`, at `whole_path`, going on with what an earlier attempt left at `part_path`.
 
-    on_bytes: called with the bytes gained; a negative number when they had to be thrown away.
+    on_bytes: called with the bytes gained beyond `arrived`; a negative number when they had to be thrown away.
     Raises SourceError when the source does not deliver, DownloadError when the file cannot be written, Stopped.
     """
     part_file = part_path(folder, file)
@@ -68,7 +77,6 @@ def fetch(file: RemoteFile, folder: Path, web: Web, on_bytes: Callable[[int], No
         with part_file.open("ab", buffering=0) as stream:
             hasher = Hasher(file.size, file.digest)
             part = _Part(file, part_file, stream, hasher, _rehash(part_file, hasher))
-            on_bytes(part.position)
             _complete(part, web, on_bytes)
             os.fsync(stream.fileno())
         part_file.replace(whole_path(folder, file))
@@ -111,9 +119,8 @@ def _complete(part: _Part, web: Web, on_bytes: Callable[[int], None]) -> None:
             _stream(part, web, on_bytes)
         except SourceError as failure:
             failures = failures + 1 if part.position <= before else 0
-            if not failure.passing or failures >= web.patience.tries:
-                raise SourceError(f"{part.file.path}: {failure}") from None
-            web.rest(failure.wait if failure.wait is not None else web.patience.pause(failures))
+            named = SourceError(f"{part.file.path}: {failure}", passing=failure.passing, wait=failure.wait)
+            web.recover(named, failures)
 
 
 def _stream(part: _Part, web: Web, on_bytes: Callable[[int], None]) -> None:

@@ -30,6 +30,7 @@ _MOST_JSON = 32 * 1024 * 1024
 _LONGEST_WAIT = 600.0  # a source that asks for more than this is as good as away
 _LONGEST_PAUSE = 30.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524)
+_WORTH_TELLING = 5.0
 _CONNECT_SECONDS = 15.0
 
 Headers = Mapping[str, str]
@@ -62,12 +63,19 @@ class Patience:
 class Web:
     """A session with one source. Not for several threads."""
 
-    def __init__(self, auth: AuthBase | None, patience: Patience, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        auth: AuthBase | None,
+        patience: Patience,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self._session = requests.Session()
         # Else requests would look into ~/.netrc and let what it finds there take the token's place.
         self._session.auth = auth or _as_addressed
         self._session.headers.update({"User-Agent": f"qvl/{__version__}", "Accept-Encoding": "identity"})
         self._stop = stop or threading.Event()
+        self._tell = tell
         self.patience = patience
 
     def close(self) -> None:
@@ -110,7 +118,7 @@ class Web:
             raise _unanswered(error, url) from None
         if answer.status_code in (200, 206):
             return answer
-        failure = _refusal(answer, url)
+        failure = _refusal(answer, answer.url or url)
         answer.close()
         raise failure
 
@@ -118,6 +126,18 @@ class Web:
         """Wait. Raises Stopped as soon as the download is called off."""
         if self._stop.wait(seconds):
             raise Stopped
+
+    def recover(self, failure: SourceError, failures: int) -> None:
+        """Wait before the next attempt, as long as the source asks, or longer with each of `failures` in a row.
+
+        Raises the failure when it will not pass or was the last that patience bears, and Stopped.
+        """
+        if not failure.passing or failures >= self.patience.tries:
+            raise failure
+        seconds = failure.wait if failure.wait is not None else self.patience.pause(failures)
+        if seconds >= _WORTH_TELLING and self._tell is not None:
+            self._tell(f"{failure}; trying again in {seconds:.0f} s")
+        self.rest(seconds)
 
     def _json_once(self, url: str) -> Any:
         with self.open(url) as answer:
@@ -138,9 +158,7 @@ class Web:
                 return attempt()
             except SourceError as failure:
                 failures += 1
-                if not failure.passing or failures >= self.patience.tries:
-                    raise
-                self.rest(failure.wait if failure.wait is not None else self.patience.pause(failures))
+                self.recover(failure, failures)
 
 
 def read(answer: requests.Response, most: int) -> bytes:
@@ -196,11 +214,11 @@ def _refusal(answer: requests.Response, url: str) -> SourceError:
         busy = "too many requests" if code == 429 else answer.reason or "busy"
         return SourceError(f"{server} answered {code} ({busy})", passing=True, wait=wait)
     if code == 401:
-        return SourceError(f"{server} answered 401: there is no such model, or it needs a token")
+        return SourceError(f"{server} answered 401: there is no such model, or its token is missing or wrong")
     if code == 403:
-        return SourceError(f"{server} answered 403: the model needs a token of somebody who may have it")
+        return SourceError(f"{server} answered 403: the model needs a token of somebody who may have it", status=code)
     if code == 404:
-        return SourceError(f"{server} does not have it (404)", missing=True)
+        return SourceError(f"{server} does not have it (404)", status=code)
     if code == 416:
         return SourceError(f"{server} answered 416 to a part of a file", passing=True)
     return SourceError(f"{server} answered {code} ({answer.reason})")

@@ -61,3 +61,12 @@ def _check_gpu(device: str, gpus: int) -> None:
     index = int(device.partition(":")[2] or 0)
     if index >= gpus:
         raise DeviceError(f"--device {device}: {gpus} GPU{'' if gpus == 1 else 's'} found here")
+
+
+def own_device(device: str) -> str:
+    """The device for this process of several: where they are asked for "gpu" each has one that the launcher chose."""
+    if paddle.distributed.get_world_size() == 1 or ":" in device or device == "cpu":
+        return device
+    if not paddle.device.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
+        return device
+    return f"gpu:{paddle.distributed.ParallelEnv().device_id}"

@@ -21,6 +21,10 @@ class KeyValueCache(Protocol):
         """Store the keys and values [n, kv_heads, D] of the newest tokens; return those of all tokens so far."""
         ...
 
+    def claim(self, layer: int, tokens: int) -> ops.CacheRows:
+        """Count so many new tokens as stored, and give the memory they are to be written to."""
+        ...
+
 
 class RMSNorm(nn.Layer):
     def __init__(self, width: int, epsilon: float) -> None:
@@ -50,6 +54,10 @@ class Attention(nn.Layer):
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
         n = x.shape[0]
+        if caches is not None and rotary[0].ndim == 2:
+            claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
+            projected = ops.Projected(self.q_proj(x), self.k_proj(x), self.v_proj(x), None, *rotary)
+            return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl))
         qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
         qk = ops.apply_rotary(qk, *rotary)
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
@@ -109,8 +117,10 @@ class DecoderLayer(nn.Layer):
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, lengths, caches)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), rotary, lengths, caches)
+        norm = self.post_attention_layernorm
+        x, normal = ops.add_rms_norm(x, attended, norm.weight, norm.epsilon)
+        return x + self.mlp(normal)
 
 
 class LanguageModel(nn.Layer):
@@ -134,7 +144,9 @@ class LanguageModel(nn.Layer):
     ) -> paddle.Tensor:
         """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
         angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
-        rotary = ops.rotary_tables(angles, self._rotated_heads)
+        # One op from the projections to the rows of attention, where there is a body for it, takes the shorter tables.
+        fused = caches is not None and ops.runs_natively(hidden)
+        rotary = ops.half_tables(angles) if fused else ops.rotary_tables(angles, self._rotated_heads)
         for layer in self.layers:
             if self.recompute and self.training:
                 # Not the reentrant form: with frozen embeddings no input asks for a gradient, and it would give none.

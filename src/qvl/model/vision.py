@@ -11,6 +11,10 @@ from qvl.model.config import VisionConfig
 LAYER_NORM_EPS = 1e-6
 
 
+def _normalised(norm: nn.LayerNorm, x: paddle.Tensor) -> paddle.Tensor:
+    return ops.layer_norm(x, norm.weight, norm.bias, LAYER_NORM_EPS)
+
+
 class PatchEmbed(nn.Layer):
     """The 3-D convolution of the checkpoint, whose stride is its size, as one matrix product."""
 
@@ -33,6 +37,9 @@ class VisionAttention(nn.Layer):
         self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
     ) -> paddle.Tensor:
         n, width = x.shape
+        if cos.ndim == 2:
+            slices = [rows for rows, _ in lengths]
+            return self.proj(ops.vision_attention(self.qkv(x), cos, sin, self.num_heads, slices, impl=self.impl))
         heads = self.num_heads
         # q, k and v lie one after the other; q and k are turned as one.
         qk, v = paddle.split(self.qkv(x), [2 * width, width], axis=-1)
@@ -64,8 +71,9 @@ class VisionBlock(nn.Layer):
     def forward(
         self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
     ) -> paddle.Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, lengths)
-        return x + self.mlp(self.norm2(x))
+        attended = self.attn(_normalised(self.norm1, x), cos, sin, lengths)
+        x, normal = ops.add_layer_norm(x, attended, self.norm2.weight, self.norm2.bias, LAYER_NORM_EPS)
+        return x + self.mlp(normal)
 
 
 class PatchMerger(nn.Layer):
@@ -82,7 +90,7 @@ class PatchMerger(nn.Layer):
         )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.mlp(self.ln_q(x).reshape([-1, self.merged_dim]))
+        return self.mlp(_normalised(self.ln_q, x).reshape([-1, self.merged_dim]))
 
 
 class VisionTower(nn.Layer):
@@ -101,9 +109,11 @@ class VisionTower(nn.Layer):
         """
         angles = [ops.vision_rotary_angles(g, self.config.head_dim, self.config.spatial_merge_size) for g in grids]
         table = paddle.concat([paddle.to_tensor(a) for a in angles], axis=0)
-        cos, sin = ops.rotary_tables(table, 2 * self.config.num_heads)
         lengths = [(h * w, h * w) for t, h, w in grids for _ in range(t)]
         x = self.patch_embed(patches)
+        # One op from the projection to the rows of attention, where there is a body for it, takes the shorter tables.
+        fused = ops.runs_natively(x)
+        cos, sin = ops.half_tables(table) if fused else ops.rotary_tables(table, 2 * self.config.num_heads)
         for block in self.blocks:
             x = block(x, cos, sin, lengths)
         return self.merger(x)

@@ -1,4 +1,4 @@
-"""The numerical pieces of the model, each one function with one contract, composed from Paddle ops.
+"""The numerical pieces of the model, each one function with one contract, composed from Paddle ops or native.
 
 Sequences are laid end to end in one row of tokens, [N, ...], with their lengths beside them: no padding exists, so a
 prompt computes the same alone, in a batch, or packed with others for training.
@@ -9,18 +9,41 @@ from qvl import environment
 environment.prepare()
 
 from qvl.ops.activation import quick_gelu, swiglu  # noqa: E402
-from qvl.ops.attention import AttentionImpl, varlen_attention  # noqa: E402
-from qvl.ops.norm import rms_norm  # noqa: E402
-from qvl.ops.rotary import apply_rotary, mrope_angles, rotary_tables, vision_rotary_angles  # noqa: E402
+from qvl.ops.attention import AttentionImpl, varlen_attention, vision_attention  # noqa: E402
+from qvl.ops.bodies import runs_natively  # noqa: E402
+from qvl.ops.cached import CacheRows, Projected, cached_attention, load_rows, rotary_store, store_rows  # noqa: E402
+from qvl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm  # noqa: E402
+from qvl.ops.rotary import (  # noqa: E402
+    apply_rotary,
+    half_tables,
+    mrope_angles,
+    rotary_tables,
+    vision_rotary_angles,
+)
+from qvl.ops.sampling import SamplingRule, sample  # noqa: E402
 
 __all__ = [
     "AttentionImpl",
+    "CacheRows",
+    "Projected",
+    "SamplingRule",
+    "add_layer_norm",
+    "add_rms_norm",
     "apply_rotary",
+    "cached_attention",
+    "half_tables",
+    "layer_norm",
+    "load_rows",
     "mrope_angles",
     "quick_gelu",
     "rms_norm",
+    "rotary_store",
     "rotary_tables",
+    "runs_natively",
+    "sample",
+    "store_rows",
     "swiglu",
     "varlen_attention",
+    "vision_attention",
     "vision_rotary_angles",
 ]

@@ -5,12 +5,20 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
+from qvl.ops.bodies import dense, module_for
 
-def swiglu(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
-    """silu(gate) * up. Shapes equal, dtype kept."""
+
+def swiglu(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor:
+    """silu(gate) * up. Shapes equal, dtype kept. Without `up`, gate is [..., 2I] with the gate in front of up."""
+    module = module_for(gate) if up is None else module_for(gate, up)
+    if module is not None:
+        return module.swiglu(dense(gate), None if up is None else dense(up))
     return F.swiglu(gate, up)
 
 
 def quick_gelu(x: paddle.Tensor) -> paddle.Tensor:
     """x * sigmoid(1.702 x), the approximation CLIP and this vision tower were trained with. Dtype kept."""
+    module = module_for(x)
+    if module is not None:
+        return module.quick_gelu(dense(x))
     return x * F.sigmoid(1.702 * x)

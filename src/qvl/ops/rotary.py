@@ -29,13 +29,22 @@ def mrope_angles(position_ids: paddle.Tensor, inv_freq: paddle.Tensor, axes: pad
     return per_frequency.transpose([1, 0]) * inv_freq
 
 
+def half_tables(angles: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Cosines and sines float32 [N, D/2] of angles, as the ops take them that turn what they read on the way."""
+    return paddle.cos(angles), paddle.sin(angles)
+
+
 def rotary_tables(angles: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
     """What `apply_rotary` multiplies by, float32 [N, heads, D] each, from angles float32 [N, D/2].
 
     Written out for every head, and with the sign of the rotation in the sines: broadcasting over heads makes a product
     20 times slower on a CPU, and the tables serve every layer.
     """
-    cos, sin = paddle.cos(angles), paddle.sin(angles)
+    return spread(*half_tables(angles), heads)
+
+
+def spread(cos: paddle.Tensor, sin: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """The tables of `rotary_tables` from those of `half_tables`."""
     tables = paddle.stack([paddle.concat([cos, cos], axis=-1), paddle.concat([-sin, sin], axis=-1)])
     cos, sin = tables.unsqueeze(2).tile([1, 1, heads, 1]).unbind(axis=0)
     return cos, sin

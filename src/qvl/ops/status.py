@@ -21,6 +21,8 @@ Body = Literal["native", "composed", "flash"]
 
 # The ops that a model calls for every token or patch, by the names they are exported under.
 NAMES = ("rms_norm", "apply_rotary", "varlen_attention", "swiglu", "quick_gelu")
+# Where the native body goes by another name.
+_NATIVE_NAMES = {"varlen_attention": "attention"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class OpsStatus:
 
 def find_build() -> Build | str:
     """The native build that this installation has, or why there is none."""
-    return "the native ops are not part of this build"
+    from qvl.ops import native
+
+    module, reason = native.installed()
+    if module is None:
+        return reason
+    lacking = {name: "it has no native body" for name in NAMES if not hasattr(module, _NATIVE_NAMES.get(name, name))}
+    return Build(tuple(module.levels()), lacking)
 
 
 def requested() -> Request:

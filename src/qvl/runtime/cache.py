@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from qvl import ops
 from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
 
@@ -13,15 +14,19 @@ class KVCache:
 
     One sequence owns it; nothing is shared between prompts. Layers fill one after the other, so in the middle of a
     forward, or after one that was interrupted, they may differ by its tokens: `len` counts what all of them have.
+    dtype: the model's, or one that takes less: bfloat16, or int8 with a scale for each token and head.
     """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype: str) -> None:
         self.capacity = capacity
-        self._dtype = dtype
         self._row = [config.num_key_value_heads, config.head_dim]
         layers = range(config.num_hidden_layers)
         self._keys = [paddle.empty([capacity, *self._row], dtype) for _ in layers]
         self._values = [paddle.empty([capacity, *self._row], dtype) for _ in layers]
+        # An element of int8 is to be multiplied by that of its token and head.
+        scaled = layers if dtype == "int8" else ()
+        self._key_scales = [paddle.empty([capacity, self._row[0]], "float32") for _ in scaled]
+        self._value_scales = [paddle.empty([capacity, self._row[0]], "float32") for _ in scaled]
         self._filled = [0 for _ in layers]
 
     def __len__(self) -> int:
@@ -33,21 +38,25 @@ class KVCache:
         """Bytes set aside on a CPU that the machine has not given yet: it does when they are first written to."""
         if not self._keys[0].place.is_cpu_place():
             return 0
-        tensors = 2 * len(self._keys)
+        tensors = [*self._keys, *self._values, *self._key_scales, *self._value_scales]
         rows = sum(self.capacity - filled for filled in self._filled) // len(self._filled)
-        return tensors * rows * self._row[0] * self._row[1] * int(self._keys[0].element_size())
+        return rows * sum(int(tensor.element_size()) * int(tensor.size) for tensor in tensors) // self.capacity
 
     def append(self, layer: int, k: paddle.Tensor, v: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Store [n, kv_heads, D] of the newest tokens in place; return views of everything stored so far."""
+        """Store [n, kv_heads, D] of the newest tokens in place; return everything stored so far, in k's dtype."""
+        rows = self.claim(layer, k.shape[0])
+        ops.store_rows(rows, k, v)
+        return ops.load_rows(rows, self._filled[layer], k.dtype)
+
+    def claim(self, layer: int, tokens: int) -> ops.CacheRows:
+        """Count so many new tokens as stored, and give the memory they are to be written to."""
         start = self._filled[layer]
-        stop = start + k.shape[0]
-        if stop > self.capacity:
-            raise QvlError(f"the cache has room for {self.capacity} tokens, {stop} were given")
-        keys, values = self._keys[layer], self._values[layer]
-        keys[start:stop] = k
-        values[start:stop] = v
-        self._filled[layer] = stop
-        return keys[:stop], values[:stop]
+        if start + tokens > self.capacity:
+            raise QvlError(f"the cache has room for {self.capacity} tokens, {start + tokens} were given")
+        self._filled[layer] = start + tokens
+        key_scales = self._key_scales[layer] if self._key_scales else None
+        value_scales = self._value_scales[layer] if self._value_scales else None
+        return ops.CacheRows(self._keys[layer], self._values[layer], key_scales, value_scales, start)
 
     def truncate(self, tokens: int) -> None:
         """Forget everything behind the first `tokens`. Costs nothing: what is forgotten is written over."""
@@ -59,9 +68,9 @@ class KVCache:
         """Make room for `capacity` tokens in all and keep what is stored; a layer at a time, so memory peaks little."""
         if capacity <= self.capacity:
             return
-        for tensors in (self._keys, self._values):
+        for tensors in (self._keys, self._values, self._key_scales, self._value_scales):
             for layer, old in enumerate(tensors):
-                grown = paddle.empty([capacity, *self._row], self._dtype)
+                grown = paddle.empty([capacity, *old.shape[1:]], old.dtype)
                 if self._filled[layer]:
                     grown[: self._filled[layer]] = old[: self._filled[layer]]
                 tensors[layer] = grown

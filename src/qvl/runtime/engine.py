@@ -127,7 +127,7 @@ class Engine:
         start = time.perf_counter()
         paddle.set_device(self.placement.device)
         if check_memory:
-            memory.check_weights(self.config, self.placement.dtype, memory.available_bytes())
+            memory.check_weights(self.config, self.placement.dtype, memory.available_bytes(), self.adapters)
         self._model = load_model(
             self.folder,
             self.config,
@@ -188,8 +188,8 @@ class Engine:
 
         promised: bytes that look free and are not. held: as in `memory.need`.
         """
-        weights = 0 if self._model is not None else memory.weight_bytes(self.config, self.placement.dtype)
-        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, weights, held)
+        loading = memory.weight_bytes(self.config, self.placement.dtype, self.adapters) if self._model is None else 0
+        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, loading, held)
         memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:

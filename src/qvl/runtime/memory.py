@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -10,11 +12,15 @@ import psutil
 
 from qvl import machine
 from qvl.errors import MemoryLimitError
+from qvl.model.adapter import Adapter
+from qvl.model.adapter_config import AdapterRequest
 from qvl.model.config import ModelConfig
 from qvl.ops.attention import SCORE_BYTES
 from qvl.processing.prompt import Prompt
 from qvl.runtime.cache import cache_bytes
 from qvl.runtime.decode import slices_at_once, visions_behind
+
+Adapters = Sequence[tuple[AdapterRequest, Adapter]]
 
 GIB = 1024**3
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -44,8 +50,8 @@ class Need:
         return self.weights + self.cache + max(self.vision, self.prefill)
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of all parameters."""
+def weight_bytes(config: ModelConfig, dtype: str, adapters: Adapters = ()) -> int:
+    """Bytes of all parameters, and of the factors of adapters that are used without merging."""
     h, inner, vision = config.hidden_size, config.intermediate_size, config.vision_config
     kv = config.num_key_value_heads * config.head_dim
     layer = 2 * h * h + 2 * h * kv + h + 2 * kv + 3 * h * inner + 2 * h
@@ -53,7 +59,9 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     e, merged = vision.embed_dim, vision.embed_dim * vision.spatial_merge_size**2
     block = 4 * e * e + 4 * e + 2 * e * vision.intermediate_size + vision.intermediate_size + e + 4 * e
     tower = vision.patch_dim * e + vision.depth * block + 2 * e + merged * merged + merged + merged * h + h
-    return (config.num_hidden_layers * layer + h + head + tower) * ITEMSIZE[dtype]
+    shapes = (shape for _, adapter in adapters for pair in adapter.shapes.values() for shape in pair)
+    factors = sum(math.prod(shape) for shape in shapes)
+    return (config.num_hidden_layers * layer + h + head + tower + factors) * ITEMSIZE[dtype]
 
 
 def need(
@@ -111,9 +119,9 @@ def available_bytes() -> int:
     return machine.free_memory()
 
 
-def check_weights(config: ModelConfig, dtype: str, available: int) -> None:
-    """Raise MemoryLimitError when the weights alone do not fit."""
-    weights = weight_bytes(config, dtype)
+def check_weights(config: ModelConfig, dtype: str, available: int, adapters: Adapters = ()) -> None:
+    """Raise MemoryLimitError when the weights alone, with those of adapters, do not fit."""
+    weights = weight_bytes(config, dtype, adapters)
     if weights > available:
         raise MemoryLimitError(
             f"the weights take {weights / GIB:.1f} GiB as {dtype}, {available / GIB:.1f} GiB are free; "

@@ -14,6 +14,7 @@ from qvl.errors import CheckpointError
 STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".checkpoint-being-written"
+_RESULT = ".result-being-written"
 
 
 def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -35,6 +36,26 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Pat
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def write_result(run: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Let `write` make a folder that then takes the place of RUN/`name`, if there is one from before."""
+    partial, result = run / _RESULT, run / name
+    try:
+        write(partial)
+        shutil.rmtree(result, ignore_errors=True)
+        partial.rename(result)
+    except OSError as error:
+        raise CheckpointError(f"{result}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return result
+
+
+def clear_partials(run: Path) -> None:
+    """Remove what a run that was killed had begun to write, which takes room on the disk."""
+    for path in run.glob(".*being-written*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -68,10 +89,13 @@ def check_writable(run: Path, needed_bytes: int) -> None:
     except OSError as error:
         raise CheckpointError(f"{run}: cannot be written ({error.strerror or error})") from None
     if free < needed_bytes:
-        gib = 1024**3
         raise CheckpointError(
-            f"{run}: {free / gib:.1f} GiB are free on its disk, checkpoints of this run take {needed_bytes / gib:.1f}"
+            f"{run}: {_size(free)} are free on its disk, checkpoints of this run take {_size(needed_bytes)}"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _sync(path: Path) -> None:

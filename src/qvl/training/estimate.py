@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from qvl.model.config import ModelConfig
@@ -26,26 +28,46 @@ class Estimate:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def estimate(
-    config: ModelConfig, options: TrainingOptions, *, total: int, learning: int, tokens: int, patches: int, dtype: str
-) -> Estimate:
-    """total, learning: parameters in all, and those that learn. tokens, patches: of the largest micro-batch."""
-    size = _SIZES[dtype]
+@dataclass(frozen=True)
+class Size:
+    """What there is to hold. total, learning: parameters in all, and those that learn; held: those of which one device
+    keeps the optimiser's state. tokens, patches: of the largest micro-batch.
+    """
+
+    total: int
+    learning: int
+    held: int
+    tokens: int
+    patches: int
+    dtype: str
+
+
+def estimate(config: ModelConfig, options: TrainingOptions, run: Size) -> Estimate:
+    """Memory of one device."""
+    size = _SIZES[run.dtype]
     # 16-bit weights learn through float32 copies, with float32 gradients.
     master = 4 if size == 2 else 0
-    layer = _layer_numbers(config, tokens) * size
-    kept = config.num_hidden_layers * (tokens * config.hidden_size * size if options.recompute else layer)
+    layer = _layer_numbers(config, run.tokens) * size
+    kept = config.num_hidden_layers * (run.tokens * config.hidden_size * size if options.recompute else layer)
     vision_learns = options.method == "full" and "vision" in options.train
     width = config.vision_config.embed_dim * 14 + config.vision_config.intermediate_size * 4
-    vision = patches * width * size * (config.vision_config.depth if vision_learns else 1)
+    vision = run.patches * width * size * (config.vision_config.depth if vision_learns else 1)
     head = 4 * config.vocab_size * config.hidden_size if options.method == "full" and "language" in options.train else 0
     return Estimate(
-        weights=total * size,
-        gradients=learning * 4,
-        optimizer=learning * (8 + master),
+        weights=run.total * size,
+        gradients=run.learning * 4,
+        optimizer=run.held * (8 + master),
         activations=kept + (layer if options.recompute else 0) + vision,
-        loss=3 * 4 * min(options.loss_chunk, tokens) * config.vocab_size + head,
+        loss=3 * 4 * min(options.loss_chunk, run.tokens) * config.vocab_size + head,
     )
+
+
+def largest_share(sizes: Sequence[int], devices: int) -> int:
+    """The most that one device gets when whole parameters are dealt out, the largest first, to whoever has least."""
+    shares = [0] * devices
+    for size in sorted(sizes, reverse=True):
+        heapq.heapreplace(shares, shares[0] + size)
+    return max(shares)
 
 
 def _layer_numbers(config: ModelConfig, tokens: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ environment.prepare()
 
 import paddle  # noqa: E402
 
-from qvl.errors import CheckpointError, QvlError, UsageError  # noqa: E402
+from qvl.errors import CheckpointError, UsageError  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import fill_model, load_model  # noqa: E402
-from qvl.training.checkpoints import check_writable, last_checkpoint  # noqa: E402
+from qvl.training.checkpoints import check_writable, clear_partials, last_checkpoint, write_result  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
+from qvl.training.judging import Answerer, Judge  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
 from qvl.training.model import TrainingModel, choose_trained  # noqa: E402
 from qvl.training.record import EvaluationFile, MetricsFile, ScalarLog, StepRecord  # noqa: E402
@@ -36,21 +36,13 @@ from qvl.training.run import (  # noqa: E402
     estimate_run,
     write_description,
 )
-
-# Seconds in which a repeated signal is the same request: Paddle's launcher sends three in a row.
-_PATIENCE = 2.0
+from qvl.training.stopping import StoppedError, signals  # noqa: E402
 
 
-class StoppedError(QvlError):
-    """A signal asked for an end; everything is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; --resume goes on from here")
-        self.exit_code = 128 + number
-
-
-def train(run: Run, observer: Observer) -> Path:
+def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     """Train, and return the folder of the result: OUTPUT/adapter or OUTPUT/model.
+
+    answer: what gives the answers that `eval_answers` asks for.
 
     Stops after the update under way, with a checkpoint, on SIGINT and SIGTERM: then StoppedError is raised.
     """
@@ -78,15 +70,36 @@ def train(run: Run, observer: Observer) -> Path:
         steps=run.steps,
         workers=options.workers,
     )
+    if paddle.distributed.get_rank() == 0:
+        clear_partials(output)
     write_description(run)
-    with _signals() as asked:
-        trainer = _trainer(run, model, loader, weights, Subset(source, run.held_out), observer, asked)
-        start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    reporter = Reporter(run, start, observer, Judge(run, model, answer))
+    # Importing PaddleNLP puts handlers of signals back to the system's, so it comes before ours are set.
+    import qvl.training.trainer  # noqa: F401
+
+    with signals() as asked, _room_on_disk(output):
+        recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
+        trainer = _trainer(run, model, loader, weights, recorder)
+        trainer.best_step = reporter.best_step
         observer.started(run.steps, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if asked:
-        raise StoppedError(asked[0])
+        stopped = trainer.stopped
+        reporter.close()
+    if stopped:  # maybe by a signal that another process got
+        raise StoppedError(asked[0] if asked else signal.SIGTERM)
     return _finish(run, weights)
+
+
+@contextmanager
+def _room_on_disk(output: Path) -> Iterator[None]:
+    """Say in a line what a disk that fills up means for the run, whichever file it was that had no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(f"{error.filename or output}: cannot be written ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -126,49 +139,61 @@ def _weights(run: Run, model: Qwen2VL) -> Weights:
     return Weights("adapter", save_lora, lambda folder: load_adapter_into(wrapped, folder))
 
 
-def _trainer(
-    run: Run,
-    model: Qwen2VL,
-    loader: Loader,
-    weights: Weights,
-    held_out: Subset,
-    observer: Observer,
-    asked: list[int],
-) -> Any:
-    from qvl.training.trainer import Evaluation, Recorder, SftTrainer, make_arguments
+class Reporter:
+    """What a run says of itself, to its files and to its observer: the first process for all of them."""
 
-    options, output = run.options, run.request.output
-    checkpoint = last_checkpoint(output) if run.request.resume else None
-    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    first = paddle.distributed.get_rank() == 0
-    metrics = MetricsFile(output, start) if first else None
-    scalars = ScalarLog(output) if first else None
-    evaluations = EvaluationFile(output, start, writes=first) if len(held_out) else None
+    def __init__(self, run: Run, start: int, observer: Observer, judge: Judge) -> None:
+        output, self._first = run.request.output, paddle.distributed.get_rank() == 0
+        self._observer, self._judge = observer, judge
+        self._metrics = MetricsFile(output, start) if self._first else None
+        self._scalars = ScalarLog(output) if self._first else None
+        self._evaluations = EvaluationFile(output, start, writes=self._first) if len(run.held_out) else None
 
-    def on_step(record: StepRecord) -> None:
-        if metrics is not None and scalars is not None:
-            metrics.write(record)
-            scalars.write(record)
-            observer.step(record)
+    @property
+    def best_step(self) -> int | None:
+        """Where the held-out loss was least, of those before this sitting too."""
+        return (self._evaluations.best_step or None) if self._evaluations else None
 
-    def on_loss(step: int, loss: float) -> bool:
-        if evaluations is None:
-            return False
-        best = evaluations.write(step, loss)
-        if first:
-            observer.evaluated(step, loss, best)
+    def step(self, record: StepRecord) -> None:
+        if self._metrics is not None and self._scalars is not None:
+            self._metrics.write(record)
+            self._scalars.write(record)
+            self._observer.step(record)
+
+    def evaluated(self, step: int, loss: float) -> bool:
+        """Whether this held-out loss, which all processes have, is the best so far."""
+        assert self._evaluations is not None
+        answers = self._judge.answers() if self._first else ()
+        best = self._evaluations.write(step, loss, [asdict(answer) for answer in answers])
+        if self._first:
+            self._observer.evaluated(step, loss, best)
+            self._observer.answered(answers)
         return best
 
-    recorder = Recorder(
-        on_step,
-        seed=options.seed,
-        save_steps=options.save_steps,
-        wants_stop=lambda: bool(asked),
-        evaluation=Evaluation(held_out, options.eval_steps, on_loss) if len(held_out) else None,
+    def close(self) -> None:
+        if self._scalars is not None:
+            self._scalars.close()
+
+
+def _recorder(run: Run, held_out: Subset, reporter: Reporter, wants_stop: Callable[[], bool]) -> Any:
+    from qvl.training.trainer import Evaluation, Recorder
+
+    return Recorder(
+        reporter.step,
+        seed=run.options.seed,
+        save_steps=run.options.save_steps,
+        wants_stop=wants_stop,
+        evaluation=Evaluation(held_out, run.options.eval_steps, reporter.evaluated) if len(held_out) else None,
     )
+
+
+def _trainer(run: Run, model: Qwen2VL, loader: Loader, weights: Weights, recorder: Any) -> Any:
+    from qvl.training.trainer import SftTrainer, make_arguments
+
+    options = run.options
     trainer = SftTrainer(
         TrainingModel(model, loss_chunk=options.loss_chunk, recompute=options.recompute),
-        make_arguments(options, output, run.steps, run.plan.accumulation, run.placement),
+        make_arguments(options, run.request.output, run.steps, run.plan, run.placement),
         loader,
         save_weights=lambda folder: weights.save(folder / weights.name),
         load_weights=lambda folder: weights.load(folder / weights.name),
@@ -176,8 +201,6 @@ def _trainer(
         callbacks=[recorder],
     )
     recorder.trainer = trainer
-    if evaluations is not None and evaluations.best_step:
-        trainer.best_step = evaluations.best_step
     return trainer
 
 
@@ -194,7 +217,7 @@ def _resume_from(run: Run) -> Path | None:
         return None
     before = json.loads(described.read_text(encoding="utf-8"))
     now = description(run)
-    for key in ("data_fingerprint", "training", "steps", "devices"):
+    for key in ("data_fingerprint", "training", "steps"):
         if before.get(key) != now[key]:
             raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
     return checkpoint
@@ -208,33 +231,8 @@ def _checkpoint_bytes(run: Run, learning: int, total: int) -> int:
 
 def _finish(run: Run, weights: Weights) -> Path:
     """Put the result in its own folder beside the checkpoints."""
-    result = run.request.output / weights.name
     if paddle.distributed.get_rank() == 0:
-        shutil.rmtree(result, ignore_errors=True)
-        weights.save(result)
-    return result
-
-
-@contextmanager
-def _signals(kinds: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[list[int]]:
-    """Collect signals that ask for an end instead of dying of them. One that comes again after a while is final."""
-    asked: list[int] = []
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-    first = 0.0
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal first
-        if not asked:
-            first = time.monotonic()
-        asked.append(number)
-        if time.monotonic() - first > _PATIENCE:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    for kind in kinds:
-        signal.signal(kind, note)
-    try:
-        yield asked
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        write_result(run.request.output, weights.name, weights.save)
+    if run.plan.ranks > 1:
+        paddle.distributed.barrier()  # a process that loses its neighbour is aborted, whatever it is at
+    return run.request.output / weights.name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FILE = "metrics.jsonl"
 
@@ -39,11 +40,12 @@ class EvaluationFile:
         best: tuple[float, int] = min(losses, default=(float("inf"), 0))
         self.best_loss, self.best_step = best
 
-    def write(self, step: int, loss: float) -> bool:
-        """Whether it is the best so far."""
+    def write(self, step: int, loss: float, answers: Sequence[Mapping[str, str]] = ()) -> bool:
+        """Whether it is the best so far. answers: what the model made of some of the samples, if it was asked."""
+        record: dict[str, Any] = {"step": step, "loss": loss} | ({"answers": list(answers)} if answers else {})
         if self._writes:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if loss >= self.best_loss:
             return False
         self.best_loss, self.best_step = loss, step
@@ -74,6 +76,9 @@ class ScalarLog:
     def write(self, record: StepRecord) -> None:
         for name in ("loss", "learning_rate", "grad_norm"):
             self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_records(run: Path) -> list[StepRecord]:

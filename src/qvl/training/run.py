@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +18,17 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
+from qvl.errors import DeviceError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
-from qvl.model.device import Placement, place  # noqa: E402
+from qvl.model.device import Placement, own_device, place  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.profile import Profile  # noqa: E402
 from qvl.profile_training import TrainingOptions  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.training.checkpoints import check_writable  # noqa: E402
 from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
-from qvl.training.estimate import Estimate, estimate  # noqa: E402
+from qvl.training.estimate import Estimate, Size, estimate, largest_share  # noqa: E402
 from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
 from qvl.training.model import part_of  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
@@ -43,6 +45,15 @@ class Request:
     check_data: bool = False
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A held-out sample, the reply it has and the one that the model gives. sample: its file and index."""
+
+    sample: str
+    expected: str
+    answer: str
+
+
 class Observer(Protocol):
     """Who watches a run."""
 
@@ -55,6 +66,8 @@ class Observer(Protocol):
     def step(self, record: StepRecord) -> None: ...
 
     def evaluated(self, step: int, loss: float, best: bool) -> None: ...
+
+    def answered(self, answers: Sequence[Answered]) -> None: ...
 
 
 @dataclass
@@ -79,13 +92,24 @@ class Run:
         return self.profile.training
 
 
+def check_gpus(numbers: str) -> None:
+    """See that the GPUs of a list such as "0,1" are there. Raises UsageError for another form, and DeviceError."""
+    chosen = [text.strip() for text in numbers.split(",")]
+    if not all(number.isdecimal() for number in chosen) or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--devices {numbers}: numbers of GPUs such as 0,1 were expected")
+    count = paddle.device.cuda.device_count()
+    missing = [number for number in chosen if int(number) >= count]
+    if missing:
+        raise DeviceError(f"--devices {numbers}: Paddle sees {count} GPUs here, none with the number {missing[0]}")
+
+
 def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     """Read the data and the small files of the model, and plan every update.
 
     Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
     """
     options = profile.training
-    placement = place(profile.device, profile.dtype)
+    placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
     processor = load_processor(folder, config, profile)
@@ -120,45 +144,54 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:
     """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
     tokens = max(run.prepared.tokens) * run.options.micro_batch_size
-    return estimate_training(run.config, run.options, run.placement.dtype, tokens)
+    return estimate_training(run.config, run.options, run.placement.dtype, tokens, run.plan.ranks)
 
 
 def estimate_training(
-    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int
+    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int, devices: int = 1
 ) -> tuple[Estimate, int, int]:
     """The same for micro-batches of at most `tokens`, before any data is known."""
     from qvl.model.weights import empty_model
 
     model = empty_model(config, dtype)
     sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
-    total = sum(sizes.values())
     if options.method == "full":
-        learning = sum(size for name, size in sizes.items() if part_of(name) in options.train)
+        learning = [size for name, size in sizes.items() if part_of(name) in options.train]
     else:
         from qvl.training.adapters import lora_modules
 
         lora = options.lora
         shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
-        learning = sum(lora.rank * sum(shapes[name]) for name in lora_modules(model, lora.targets, lora.parts))
-    merged = config.vision_config.spatial_merge_size**2
-    need = estimate(
-        config, options, total=total, learning=learning, tokens=tokens, patches=tokens * merged, dtype=dtype
+        modules = lora_modules(model, lora.targets, lora.parts)
+        learning = [lora.rank * width for name in modules for width in shapes[name]]
+    size = Size(
+        total=sum(sizes.values()),
+        learning=sum(learning),
+        held=largest_share(learning, devices if options.sharding == "stage1" else 1),
+        tokens=tokens,
+        patches=tokens * config.vision_config.spatial_merge_size**2,
+        dtype=dtype,
     )
-    return need, learning, total
+    return estimate(config, options, size), size.learning, size.total
 
 
 DESCRIPTION = "run.json"
+# What a resumed run may do otherwise than before: it changes no loss.
+_MAY_CHANGE = ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding", "eval_answers")
 _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
 
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    del (
-        training["workers"],
-        training["save_steps"],
-        training["save_total_limit"],
-        training["cache_mb"],
-    )  # may change between sittings
+    for key in (
+        "workers",
+        "save_steps",
+        "save_total_limit",
+        "cache_mb",
+        "sharding",
+        "eval_answers",
+    ):  # may change between sittings
+        del training[key]
     return {
         "profile": asdict(run.profile),
         "data": str(run.request.data),
@@ -175,4 +208,6 @@ def description(run: Run) -> dict[str, Any]:
 def write_description(run: Run) -> None:
     if paddle.distributed.get_rank() == 0:
         path = run.request.output / DESCRIPTION
-        path.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")  # another process may be reading the old one
+        partial.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)

@@ -5,11 +5,13 @@ Paddle keys it by names it generates, which change with the order in which layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import paddle
 
 from qvl.errors import CheckpointError
@@ -24,27 +26,84 @@ _KINDS = {
 }
 _MASTER = "master_weights"
 _OURS = "master_weight"
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", _OURS)  # the powers of the betas are single numbers
 
 
-def save_optimizer(path: Path, optimizer: Any, parameters: Mapping[str, paddle.Tensor]) -> None:
-    """Write the state of every learning parameter. parameters: by their name in the checkpoint."""
+@dataclass(frozen=True)
+class Holders:
+    """Which process keeps the state of which parameter, by its name in the checkpoint; all keep all when `of` is empty.
+
+    rank: that of this process.
+    """
+
+    rank: int = 0
+    of: Mapping[str, int] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        return self.of.get(name, self.rank) == self.rank
+
+    def bring(self, name: str, tensor: paddle.Tensor | None, shape: Sequence[int]) -> paddle.Tensor | None:
+        """A float32 tensor of a parameter from its holder, where it is not None, to rank 0. Both have to call it."""
+        holder = self.of.get(name, 0)
+        if self.rank == 0:
+            if holder == 0:
+                return tensor
+            tensor = paddle.zeros(list(shape), "float32")
+            paddle.distributed.recv(tensor, src=holder)
+            return tensor
+        if holder == self.rank:
+            assert tensor is not None
+            paddle.distributed.send(tensor, dst=0)
+        return None
+
+
+ALONE = Holders()
+
+
+def save_optimizer(
+    path: Path, optimizer: Any, parameters: Mapping[str, paddle.Tensor], holders: Holders = ALONE
+) -> None:
+    """Write the state of every learning parameter, one tensor in memory at a time.
+
+    optimizer: Paddle's AdamW. parameters: by their name in the checkpoint. holders: when several processes share the
+    state all of them call this together, and rank 0 writes. The file is the same however many there are.
+    """
     state = optimizer.state_dict()
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
-    for name, parameter in parameters.items():
-        for suffix, kind in _KINDS.items():
-            if parameter.name + suffix in state:
-                tensors[f"{name}:{kind}"] = state[parameter.name + suffix].astype("float32").numpy()
-        master = state.get(_MASTER, {}).get(parameter.name)
-        if master is not None:
-            tensors[f"{name}:{_OURS}"] = master.astype("float32").numpy()
-    shapes = {name: ("F32", tensor.shape) for name, tensor in tensors.items()}
-    with SafetensorsWriter(path, shapes, {"format": "np"}) as writer:
-        for tensor in tensors.values():
+    shapes = {
+        f"{name}:{kind}": tuple(parameter.shape) if kind in _LIKE_PARAMETER else (1,)
+        for name, parameter in parameters.items()
+        for kind in (*_KINDS.values(), *([_OURS] if parameter.dtype != paddle.float32 else ()))
+    }
+
+    def tensors() -> Iterator[npt.NDArray[Any]]:
+        for key, shape in shapes.items():
+            name, _, kind = key.rpartition(":")
+            held = _held(state, parameters[name].name, kind) if holders.has(name) else None
+            tensor = holders.bring(name, held, shape)
+            if tensor is not None:
+                yield tensor.numpy()
+
+    if holders.rank:
+        for _ in tensors():
+            pass
+        return
+    with SafetensorsWriter(path, {key: ("F32", shape) for key, shape in shapes.items()}, {"format": "np"}) as writer:
+        for tensor in tensors():
             writer.write(tensor)
 
 
-def load_optimizer(path: Path, optimizer: Any, parameters: Mapping[str, paddle.Tensor]) -> None:
-    """Give an optimiser that has not stepped yet the state of one that has.
+def _held(state: Mapping[str, Any], parameter: str, kind: str) -> paddle.Tensor:
+    """A part of the state of a parameter, as float32, under the name that Paddle has for it."""
+    if kind == _OURS:
+        return state[_MASTER][parameter].astype("float32")
+    suffix = next(suffix for suffix, ours in _KINDS.items() if ours == kind)
+    return state[parameter + suffix].astype("float32")
+
+
+def load_optimizer(
+    path: Path, optimizer: Any, parameters: Mapping[str, paddle.Tensor], holders: Holders = ALONE
+) -> None:
+    """Give an optimiser that has not stepped yet the state of one that has, as much of it as this process holds.
 
     Raises CheckpointError when the file is of other parameters.
     """
@@ -57,6 +116,9 @@ def load_optimizer(path: Path, optimizer: Any, parameters: Mapping[str, paddle.T
             parameter = parameters.get(name)
             if parameter is None or (kind not in suffixes and kind != _OURS):
                 raise CheckpointError(f"{path}: holds {key}, which is not learnt in this run")
+            seen.add(name)
+            if not holders.has(name):
+                continue
             rows = [block.copy() for block in file.rows(key, 1 << 16)]
             values = paddle.to_tensor(np.concatenate(rows).reshape(stored.shape).astype(STORED_DTYPES["F32"]))
             if kind == _OURS:
@@ -64,7 +126,6 @@ def load_optimizer(path: Path, optimizer: Any, parameters: Mapping[str, paddle.T
                 state[_MASTER][parameter.name] = values
             else:
                 state[parameter.name + suffixes[kind]] = values
-            seen.add(name)
     missing = sorted(parameters.keys() - seen)
     if missing:
         raise CheckpointError(f"{path}: has no state of {missing[0]}, which this run learns")

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from qvl.training.batch import Batch, collate
 from qvl.training.checkpoints import STATE, rotate, write_checkpoint
 from qvl.training.loader import Loader, Source
 from qvl.training.model import TrainingModel
+from qvl.training.plan import Plan
 from qvl.training.record import StepRecord
-from qvl.training.state import load_optimizer, save_optimizer
+from qvl.training.state import ALONE, Holders, load_optimizer, save_optimizer
 
 logger.set_level("WARNING")  # by default it prints every argument and more, some 150 lines
 _OPTIMIZER = "optimizer.safetensors"
@@ -60,6 +61,7 @@ class SftTrainer(Trainer):
         self.keep = save_total_limit
         self.update_loss = 0.0
         self.update_tokens = [0, 0]  # supervised, all
+        self.stopped = False  # by a signal, before its end
         self.best_step: int | None = None  # whose checkpoint is kept, whatever its age
 
     @property
@@ -71,6 +73,36 @@ class SftTrainer(Trainer):
         named = self.model.named_parameters()
         return {name.removeprefix("qwen."): parameter for name, parameter in named if not parameter.stop_gradient}
 
+    def _holders(self) -> Holders:
+        """Who keeps what of the optimiser's state: its part each with sharding, else all of it all of them."""
+        if not self.sharding:
+            return ALONE
+        sharded = self.optimizer._inner_opt._param2rank
+        return Holders(self.args.process_index, {name: sharded[p.name] for name, p in self.learning().items()})
+
+    def fill_gradients(self) -> None:
+        """Give zeros to parameters that this update does not reach, such as a tower that learns and sees no picture.
+
+        Paddle leaves out one that never had a gradient and moves one that once had, by its momentum: a resumed run
+        would not know which it was.
+        """
+        for parameter in self.learning().values():
+            if hasattr(parameter, "main_grad"):  # float32 beside weights of 16 bits
+                if parameter.main_grad is None:
+                    parameter.main_grad = paddle.zeros_like(parameter, dtype="float32")
+            elif parameter.grad is None:
+                parameter.grad = paddle.zeros_like(parameter)
+
+    def grad_norm(self) -> float:
+        """Of the update's gradients, before they are clipped. Called by all processes together."""
+        holders = self._holders()
+        mine = [p for name, p in self.learning().items() if holders.has(name)]
+        gradients = [p.main_grad if hasattr(p, "main_grad") else p.grad for p in mine]
+        square = sum(float((gradient.astype("float32") ** 2).sum()) for gradient in gradients)
+        if holders.of:  # the others have only seen their own samples' share of these gradients
+            square = together([square])[0]
+        return float(np.sqrt(square))
+
     def get_train_dataloader(self) -> Loader:
         return self.loader
 
@@ -79,7 +111,7 @@ class SftTrainer(Trainer):
         learning = self.learning()
         decayed = {p.name for name, p in learning.items() if p.ndim >= 2 and "embed_tokens" not in name}
         clip = nn.ClipGradByGlobalNorm(self.args.max_grad_norm) if self.args.max_grad_norm > 0 else None
-        self.optimizer = paddle.optimizer.AdamW(
+        self.optimizer = self.adamw = paddle.optimizer.AdamW(
             learning_rate=self.lr_scheduler if lr_scheduler is None else lr_scheduler,
             beta1=self.args.adam_beta1,
             beta2=self.args.adam_beta2,
@@ -111,14 +143,15 @@ class SftTrainer(Trainer):
                 sums[1] += len(batch.targets)
         self.model.train()
         if self.args.world_size > 1:
-            together = paddle.to_tensor(sums, "float64")
-            paddle.distributed.all_reduce(together)
-            sums = together.tolist()
+            sums = together(sums)
         return sums[0] / sums[1]
 
     def _save_checkpoint(self, model: nn.Layer, metrics: Any = None) -> None:  # noqa: ARG002
         step = self.state.global_step
-        if self.args.should_save:
+        if self.args.process_index:
+            if self._holders().of:  # rank 0 asks the others for their part
+                save_optimizer(self.run, self.adamw, self.learning(), self._holders())
+        else:
             write_checkpoint(self.run, step, self._write_checkpoint)
             best = None if self.best_step is None else self.run / f"checkpoint-{self.best_step}"
             rotate(self.run, self.keep, best)
@@ -127,7 +160,7 @@ class SftTrainer(Trainer):
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.save_weights(folder)
-        save_optimizer(folder / _OPTIMIZER, self.optimizer, self.learning())
+        save_optimizer(folder / _OPTIMIZER, self.adamw, self.learning(), self._holders())
         (folder / _SCHEDULER).write_text(json.dumps(self.lr_scheduler.state_dict()), encoding="utf-8")
         self.state.save_to_json(str(folder / STATE))
 
@@ -139,9 +172,17 @@ class SftTrainer(Trainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        load_optimizer(folder / _OPTIMIZER, self.optimizer, self.learning())
+        load_optimizer(folder / _OPTIMIZER, self.adamw, self.learning(), self._holders())
         self.lr_scheduler.set_state_dict(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
         self.loader.start_step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+
+
+def together(numbers: Sequence[float]) -> list[float]:
+    """Their sums over all processes."""
+    tensor = paddle.to_tensor(numbers, "float64")
+    paddle.distributed.all_reduce(tensor)
+    sums: list[float] = tensor.tolist()
+    return sums
 
 
 @dataclass(frozen=True)
@@ -181,8 +222,8 @@ class Recorder(TrainerCallback):
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
-        gradients = [p.grad.astype("float32") for p in self.trainer.learning().values() if p.grad is not None]
-        self._grad_norm = float(np.sqrt(sum(float((gradient**2).sum()) for gradient in gradients)))
+        self.trainer.fill_gradients()
+        self._grad_norm = self.trainer.grad_norm()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
@@ -191,9 +232,7 @@ class Recorder(TrainerCallback):
         asked = float(self._wants_stop())
         sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens), asked]
         if args.world_size > 1:
-            together = paddle.to_tensor(sums, "float64")
-            paddle.distributed.all_reduce(together)
-            sums = together.tolist()
+            sums = together(sums)
         loss, supervised, tokens, asked = sums
         record = StepRecord(
             step=state.global_step,
@@ -206,9 +245,10 @@ class Recorder(TrainerCallback):
             seconds=time.perf_counter() - self._started,
         )
         self._on_step(record)
-        if asked or (args.world_size == 1 and self._wants_stop()):
-            control.should_training_stop = True
-        last = control.should_training_stop or state.global_step >= state.max_steps
+        complete = state.global_step >= state.max_steps
+        if not complete and (asked or (args.world_size == 1 and self._wants_stop())):
+            control.should_training_stop = trainer.stopped = True
+        last = complete or trainer.stopped
         control.should_save = last or state.global_step % self._save_steps == 0
         evaluation = self._evaluation
         if evaluation and (last or state.global_step % evaluation.every == 0):
@@ -218,7 +258,7 @@ class Recorder(TrainerCallback):
 
 
 def make_arguments(
-    options: TrainingOptions, output: Path, steps: int, accumulation: int, placement: Placement
+    options: TrainingOptions, output: Path, steps: int, plan: Plan, placement: Placement
 ) -> TrainingArguments:
     """The Trainer's own settings: its loop and precision are used, its logging, saving and data order are not."""
     warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * steps
@@ -226,7 +266,7 @@ def make_arguments(
         return TrainingArguments(
             output_dir=str(output),
             per_device_train_batch_size=options.micro_batch_size,
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=plan.accumulation,
             max_steps=steps,
             learning_rate=options.learning_rate,
             lr_scheduler_type=options.schedule if options.schedule != "constant" else "constant_with_warmup",
@@ -240,6 +280,7 @@ def make_arguments(
             fp16=placement.dtype == "float16",
             fp16_opt_level="O2",
             amp_master_grad=placement.dtype != "float32",
+            sharding=options.sharding if options.sharding != "none" and plan.ranks > 1 else "",
             device=placement.device.partition(":")[0],
             seed=options.seed,
             do_train=True,

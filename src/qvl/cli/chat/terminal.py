@@ -91,7 +91,7 @@ class TerminalView:
     @contextmanager
     def answering(self, text: str) -> Iterator[Sink]:
         live = LiveMarkdown(self._out)
-        with stopping() as stopper, _unechoed(), render.status(text, self.quiet) as begun:
+        with stopping() as stopper, render.status(text, self.quiet) as begun:
             try:
                 yield TerminalSink(stopper, begun, live)
             finally:
@@ -100,7 +100,8 @@ class TerminalView:
 
     def edit(self, text: str) -> str | None:
         if command():
-            return edited(text)
+            with _echo(True):
+                return edited(text)
         try:
             return self._lines.prompt("edit> ", default=text)
         except (KeyboardInterrupt, EOFError):
@@ -112,22 +113,23 @@ class TerminalView:
 
 
 def converse(chat: Chat, view: TerminalView) -> None:
-    """Ask for lines until somebody leaves."""
-    while True:
-        try:
-            line = view.read(f"[{len(chat.attached)} attached] {_PROMPT}" if chat.attached else _PROMPT)
-        except KeyboardInterrupt:
-            view.note("Ctrl-D or /exit leaves")
-            continue
-        except EOFError:
-            return
-        if not chat.respond(line):
-            return
+    """Ask for lines until somebody leaves. What is typed in between waits for the next prompt, and is shown there."""
+    with _echo(False):
+        while True:
+            try:
+                line = view.read(f"[{len(chat.attached)} attached] {_PROMPT}" if chat.attached else _PROMPT)
+            except KeyboardInterrupt:
+                view.note("Ctrl-D or /exit leaves")
+                continue
+            except EOFError:
+                return
+            if not chat.respond(line):
+                return
 
 
 @contextmanager
-def _unechoed() -> Iterator[None]:
-    """Keep what is typed during an answer out of it; it waits for the next prompt. Ctrl-C works as ever."""
+def _echo(on: bool) -> Iterator[None]:
+    """Whether the terminal shows by itself what is typed; prompts show it by their own means. Ctrl-C works as ever."""
     try:
         import termios
     except ImportError:  # Windows, where nothing is echoed unless somebody reads
@@ -136,7 +138,7 @@ def _unechoed() -> Iterator[None]:
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     changed = before.copy()
-    changed[3] &= ~termios.ECHO
+    changed[3] = changed[3] | termios.ECHO if on else changed[3] & ~termios.ECHO
     termios.tcsetattr(terminal, termios.TCSADRAIN, changed)
     try:
         yield

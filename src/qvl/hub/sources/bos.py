@@ -61,7 +61,7 @@ def _asked(name: str, place: str, web: Web) -> RemoteFile | None:
     try:
         headers = web.head(url)
     except SourceError as failure:
-        if failure.missing:
+        if failure.status in (403, 404):  # storage that may not be listed says 403 of what is not there
             return None
         raise
     size = headers.get("Content-Length") or ""

@@ -1,6 +1,6 @@
 """ModelScope: one request for the list, in which each file has its sha256 and the commit that it is from.
 
-Its client would be a dependency for these two addresses, and keeps no promise about a file it was stopped in.
+Its client would be one more dependency, for two addresses.
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+// Launch functions of the linear layer: which body, and how the work is cut into ranges for the threads.
+#include "qvl/linear.h"
+
+#include <string.h>
+
+#include "linear_kernels.h"
+#include "qvl/isa.h"
+#include "qvl/threads.h"
+
+namespace qvl {
+
+#define QVL_TABLES(level, ...) \
+  namespace level {            \
+  __VA_ARGS__                  \
+  }
+QVL_TABLES(portable, extern const LinearKernels linear_int, linear_float; extern const DenseKernels linear_dense_kernels;
+           extern const PackKernels pack_kernels;)
+QVL_IF_AVX2(QVL_TABLES(avx2, extern const LinearKernels linear_int, linear_float;
+                       extern const DenseKernels linear_dense_kernels; extern const PackKernels pack_kernels;))
+QVL_IF_AVXVNNI(QVL_TABLES(avxvnni, extern const LinearKernels linear_int;))
+QVL_IF_AVX512(QVL_TABLES(avx512, extern const LinearKernels linear_int, linear_float;
+                         extern const DenseKernels linear_dense_kernels; extern const PackKernels pack_kernels;))
+QVL_IF_AVX512VNNI(QVL_TABLES(avx512vnni, extern const LinearKernels linear_int;))
+QVL_IF_AVX512BF16(QVL_TABLES(avx512bf16, extern const LinearKernels linear_float, linear_bf16;
+                             extern const DenseKernels linear_dense_kernels;))
+QVL_IF_AMX(QVL_TABLES(amx, extern const LinearKernels linear_tiles;))
+
+namespace {
+
+// From here on the arithmetic counts, not the reading of weights.
+constexpr int64_t kManyRows = 16;
+// From here on widening int8 and int4 weights for the tile unit costs less than it saves.
+constexpr int64_t kWidenRows = 48;
+
+const Choice<LinearKernels> int_bodies[] = {
+    {Isa::portable, &portable::linear_int},
+    QVL_IF_AVX2({Isa::avx2, &avx2::linear_int}, )
+    QVL_IF_AVXVNNI({Isa::avxvnni, &avxvnni::linear_int}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::linear_int}, )
+    QVL_IF_AVX512VNNI({Isa::avx512vnni, &avx512vnni::linear_int}, )
+};
+const Choice<LinearKernels> int_bodies_many[] = {
+    {Isa::portable, &portable::linear_int},
+    QVL_IF_AVX2({Isa::avx2, &avx2::linear_int}, )
+    QVL_IF_AVXVNNI({Isa::avxvnni, &avxvnni::linear_int}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::linear_int}, )
+    QVL_IF_AVX512VNNI({Isa::avx512vnni, &avx512vnni::linear_int}, )
+    QVL_IF_AMX({Isa::amx, &amx::linear_tiles}, )
+};
+const Choice<LinearKernels> float_bodies[] = {
+    {Isa::portable, &portable::linear_float},
+    QVL_IF_AVX2({Isa::avx2, &avx2::linear_float}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::linear_float}, )
+};
+const Choice<LinearKernels> float_bodies_many[] = {
+    {Isa::portable, &portable::linear_float},
+    QVL_IF_AVX2({Isa::avx2, &avx2::linear_float}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::linear_float}, )
+    QVL_IF_AVX512BF16({Isa::avx512bf16, &avx512bf16::linear_bf16}, )
+    QVL_IF_AMX({Isa::amx, &amx::linear_tiles}, )
+};
+const Choice<DenseKernels> dense_bodies[] = {
+    {Isa::portable, &portable::linear_dense_kernels},
+    QVL_IF_AVX2({Isa::avx2, &avx2::linear_dense_kernels}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::linear_dense_kernels}, )
+};
+const Choice<PackKernels> pack_bodies[] = {
+    {Isa::portable, &portable::pack_kernels},
+    QVL_IF_AVX2({Isa::avx2, &avx2::pack_kernels}, )
+    QVL_IF_AVX512({Isa::avx512, &avx512::pack_kernels}, )
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const LinearKernels& body_for(DType dtype, int64_t rows) {
+  if (dtype == DType::bfloat16) return rows < kManyRows ? choose(float_bodies) : choose(float_bodies_many);
+  return rows < kWidenRows ? choose(int_bodies) : choose(int_bodies_many);
+}
+
+// Ranges of panels such that each thread gets several and none is too small to be worth handing out.
+int64_t grain_of(int64_t panels, int64_t panel_bytes) {
+  const int64_t enough = divide_up(64 * 1024, panel_bytes), fair = divide_up(panels, 4 * threads());
+  const int64_t grain = enough < fair ? enough : fair;
+  return divide_up(grain, 4) * 4;
+}
+
+// Calls f(panels of one weight) for the panels [begin, end), counted over all weights.
+template <class F>
+void for_panels(const LinearParams& p, int64_t begin, int64_t end, const F& f) {
+  int64_t column = 0, first = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const int64_t count = divide_up(p.weights[i].n, kPanel);
+    const int64_t from = begin > first ? begin : first, to = end < first + count ? end : first + count;
+    if (from < to) f(Panels{&p.weights[i], from - first, to - from, column});
+    first += count;
+    column += p.weights[i].n;
+  }
+}
+
+int64_t panel_bytes_of(const LinearWeight& w) {
+  const int64_t values = w.k_padded * kPanel;
+  return w.dtype == DType::bfloat16 ? 2 * values : w.dtype == DType::int8 ? values : values / 2;
+}
+
+float value_of(const LinearWeight& w, int64_t row, int64_t k) {
+  const int64_t panel = row / kPanel, lane = row % kPanel;
+  const int64_t place = (panel * (w.group ? w.k_padded / w.group : 1) + (w.group ? k / w.group : 0)) * kPanel + lane;
+  if (w.dtype == DType::bfloat16) {
+    const uint16_t* data = static_cast<const uint16_t*>(w.data) + panel * w.k_padded * kPanel;
+    const uint32_t bits = static_cast<uint32_t>(data[k / 2 * 32 + lane * 2 + k % 2]) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+  }
+  float scale;
+  if (w.group) {
+    scale = half_to_float(static_cast<const uint16_t*>(w.scales)[place]);
+  } else {
+    scale = static_cast<const float*>(w.scales)[place];
+  }
+  if (w.dtype == DType::int8) {
+    const int8_t* data = static_cast<const int8_t*>(w.data) + panel * w.k_padded * kPanel;
+    return static_cast<float>(data[k / 4 * 64 + lane * 4 + k % 4]) * scale;
+  }
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * w.k_padded * kPanel / 2;
+  const uint8_t both = data[k / 8 * 64 + lane * 4 + k % 4];
+  const int code = k % 8 < 4 ? both & 15 : both >> 4, zero = w.zeros ? w.zeros[place] : 8;
+  return static_cast<float>(code - zero) * scale;
+}
+
+}  // namespace
+
+int64_t padded_inputs(DType dtype, int64_t k, int64_t group) {
+  if (dtype == DType::bfloat16) return divide_up(k, 32) * 32;
+  const int64_t unit = group > 64 ? group : 64;
+  return divide_up(k, unit) * unit;
+}
+
+Status linear(const LinearParams& p) {
+  if (p.rows <= 0 || p.count <= 0) return Status::ok;
+  const LinearWeight& w = p.weights[0];
+  const LinearKernels& body = body_for(w.dtype, p.rows);
+  Tiles t{};
+  t.rows = p.rows;
+  t.height = p.rows == 1 ? 1 : 16;
+  t.k_padded = w.k_padded;
+  t.group = w.group ? w.group : kActivationGroup;
+  t.groups = divide_up(t.k_padded, t.group);
+  t.tile_bytes = t.k_padded * body.activation_bytes * t.height;
+  const int64_t tiles = divide_up(p.rows, t.height), places = tiles * t.groups * t.height;
+  t.data = scratch_of<uint8_t>(0, tiles * t.tile_bytes);
+  t.scales = scratch_of<float>(1, 2 * places);
+  if (!t.data || !t.scales) return Status::no_memory;
+  t.sums = t.scales + places;
+  parallel(tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) body.prepare(p, t, tile);
+  });
+
+  int64_t panels = 0;
+  for (int64_t i = 0; i < p.count; ++i) panels += divide_up(p.weights[i].n, kPanel);
+  if (p.rows < kManyRows) {
+    parallel(panels, grain_of(panels, panel_bytes_of(w)), [&](int64_t begin, int64_t end) {
+      for_panels(p, begin, end, [&](const Panels& part) { body.run(p, t, part, 0, tiles); });
+    });
+    return Status::ok;
+  }
+  // Ranges of the same panels follow one another, so their weights are in the cache for the later ones.
+  const int64_t fair = divide_up(panels, 3 * threads() * 2) * 2;
+  const int64_t block = fair < body.most_panels ? fair : body.most_panels, chunks = divide_up(tiles, body.most_tiles);
+  parallel(divide_up(panels, block) * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % chunks * body.most_tiles, panel = i / chunks * block;
+      const int64_t last = first + body.most_tiles < tiles ? first + body.most_tiles : tiles;
+      for_panels(p, panel, panel + block, [&](const Panels& part) { body.run(p, t, part, first, last); });
+    }
+  });
+  return Status::ok;
+}
+
+Status linear_dense(const DenseParams& p) {
+  if (p.rows <= 0) return Status::ok;
+  const DenseKernels& body = choose(dense_bodies);
+  if (p.in_major) {
+    // One wide range for each thread: a range is read with gaps as wide as the others.
+    const int64_t grain = divide_up(divide_up(p.n, threads()), 64) * 64;
+    parallel(p.n, grain, [&](int64_t begin, int64_t end) { body.in_major(p, begin, end); });
+  } else {
+    const int64_t fair = divide_up(p.n, 4 * threads()), enough = divide_up(64 * 1024, 4 * p.k);
+    parallel(p.n, fair < enough ? fair : enough, [&](int64_t begin, int64_t end) { body.out_major(p, begin, end); });
+  }
+  return Status::ok;
+}
+
+Status pack(const PackParams& p) {
+  const PackKernels& body = choose(pack_bodies);
+  parallel(divide_up(p.weight->n, kPanel), 4, [&](int64_t begin, int64_t end) { body.pack(p, begin, end); });
+  return Status::ok;
+}
+
+Status unpack(const LinearWeight& w, const int64_t* rows, int64_t count, float* out) {
+  parallel(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t k = 0; k < w.k; ++k) out[i * w.k + k] = value_of(w, rows ? rows[i] : i, k);
+    }
+  });
+  return Status::ok;
+}
+
+}  // namespace qvl

@@ -1,0 +1,44 @@
+// Attention over sequences, each with its own keys and values.
+#pragma once
+
+#include "qvl/common.h"
+
+namespace qvl {
+
+// One sequence: `queries` new tokens that see `keys` tokens.
+struct AttentionSequence {
+  const float* q;        // [queries, heads, dim], q_stride from token to token
+  float* out;            // [queries, heads, dim], out_stride
+  const void* k;         // [keys, kv_heads, dim] as stored, k_stride
+  const void* v;         // like k, v_stride
+  const float* k_scale;  // int8 only: [keys, kv_heads], what an element is to be multiplied by
+  const float* v_scale;  // int8 only: like k_scale
+  const float* cos;      // null, or with float32 storage: [keys, dim / 2]; then q and k are turned before they meet
+  const float* sin;      // like cos
+  int64_t queries;
+  int64_t keys;
+};
+
+struct AttentionParams {
+  const AttentionSequence* sequences;
+  int64_t count;
+  int64_t heads;
+  int64_t kv_heads;  // a divisor of heads
+  int64_t dim;       // even, at most kMostAttentionDim
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t out_stride;
+  DType storage;  // of k and v: float32, bfloat16 or int8
+  bool causal;    // the last query sees every key, the one before it all but one, and so on; queries <= keys
+  float scale;
+  bool rounded;  // where that is faster, q, k, v and the weights may be rounded to bfloat16 on their way
+};
+constexpr int64_t kMostAttentionDim = 256;
+
+// softmax(scale q k^T) v in float32. A row of the result depends neither on the other rows of the call nor on the
+// number of threads, with one exception: up to kFewQueries queries go another way than more of them.
+Status attention(const AttentionParams& params);
+constexpr int64_t kFewQueries = 24;
+
+}  // namespace qvl
