@@ -4,18 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Paddle in its CPU build by default; `make EXTRA=gpu ...` needs Paddle's package index configured in pip.
 EXTRA  ?= cpu
-<<<<<<< HEAD
-BUILD  := build
-ASK    := $(BIN)/qvl infer --profile demo
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-
-.PHONY: help demo demo-model test test-fast lint format clean
-=======
 # The native ops are built by a target of their own, with the Paddle of the environment.
 PIP    := QVL_BUILD_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BUILD  := build
+ASK    := $(BIN)/qvl infer --profile demo
 
-.PHONY: help demo native test test-fast lint format clean
->>>>>>> main
+.PHONY: help demo demo-model native test test-fast lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,8 +25,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[$(EXTRA),train,dev]"
 	@touch $@ $(VENV)/.run
 
-<<<<<<< HEAD
-demo: $(VENV)/.run ## install, then let the demo model answer about pictures and a clip, offline
+# Status 3 means that there is no compiler: qvl then runs without them, slower, and says so.
+native: $(VENV)/.run ## build the native ops, where something changed
+	@$(BIN)/python ext/build.py || test $$? -eq 3
+
+demo: $(VENV)/.run native ## install, then let the demo model answer about pictures and a clip, offline
 	@mkdir -p $(BUILD)
 	$(ASK) examples/shapes.png --prompt "Describe this picture."
 	$(ASK) examples/shapes.png --prompt "Find the blue square." --boxes $(BUILD)/blue-square.png
@@ -46,14 +43,6 @@ demo-model: $(VENV)/.dev ## make the demo model's data and train it from nothing
 	$(BIN)/qvl finetune --profile demo-train --model $(DATA)/start --data $(DATA)/data/data.jsonl -o $(DATA)/run \
 		--resume --plot $(DATA)/loss.png
 	$(BIN)/python -m examples.generator.evaluate --model $(DATA)/run/model --json $(DATA)/accuracy.json
-=======
-# Status 3 means that there is no compiler: qvl then runs without them, slower, and says so.
-native: $(VENV)/.run ## build the native ops, where something changed
-	@$(BIN)/python ext/build.py || test $$? -eq 3
-
-demo: $(VENV)/.run native ## install, then answer a question about a picture, offline
-	$(BIN)/qvl infer --profile demo examples/shapes.png --prompt "Describe this picture." --max-new-tokens 24 --stats
->>>>>>> main
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,13 +6,8 @@ from pathlib import Path
 
 from qvl.errors import CheckpointError
 from qvl.hub import manifest
-<<<<<<< HEAD
-from qvl.hub.lock import Lock, download_lock, held_by, read_lock, shared
-from qvl.hub.places import expanded, is_hub_id, places, store_folder
-=======
 from qvl.hub.lock import BusyError, Lock, download_lock, held_by, read_lock, shared
-from qvl.hub.places import expanded, is_hub_id, places, qvl_home, store_folder
->>>>>>> main
+from qvl.hub.places import expanded, is_hub_id, places, store_folder
 from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"

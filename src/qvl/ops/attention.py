@@ -54,8 +54,6 @@ def varlen_attention(
     # Split, not sliced: the gradient of a slice is a tensor as long as all sequences together, one for each of them.
     parts = zip(paddle.split(q, queries), paddle.split(k, keys), paddle.split(v, keys), strict=True)
     return paddle.concat([_composed(q, k, v, causal) for q, k, v in parts], axis=0)
-<<<<<<< HEAD
-=======
 
 
 def vision_attention(
@@ -82,7 +80,6 @@ def vision_attention(
     q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
     out = varlen_attention(q, k, v, [(m, m) for m in lengths], causal=False, impl=impl)
     return out.reshape([n, width])
->>>>>>> main
 
 
 def _composed(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, causal: bool) -> paddle.Tensor:
