@@ -11,13 +11,13 @@ from PIL import Image
 from examples.generator.beyond import beyond, greeting
 from examples.generator.clips import Clip, clip
 from examples.generator.pairs import pair
-from examples.generator.questions import ASKS
+from examples.generator.questions import ASKS, EASY_ASKS, Ask
 from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
 
 EASY = "easy"
-TURNS = 5  # about one picture: encoding it is the larger part of the work, and is then paid once
+TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,31 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     kind = rng.random()
     if split == EASY:
         if kind < 0.8:
-            return _about_scene(rng, shapes_scene(rng, most=1 if kind < 0.4 else 2), turns)
+            return _about_scene(rng, shapes_scene(rng, most=1 if kind < 0.4 else 2), turns, EASY_ASKS)
         return _about_text(rng, turns, longest=2)
-    if kind < 0.48:
+    if kind < 0.42:
         return _about_scene(rng, shapes_scene(rng), turns)
-    if kind < 0.58:
+    if kind < 0.50:
         return _about_scene(rng, outdoor_scene(rng), turns)
-    if kind < 0.80:
+    if kind < 0.72:
         return _about_text(rng, turns)
-    if kind < 0.89:
+    if kind < 0.85:
         scenes, asked = pair(rng)
         return Sample((scenes[0].draw(), scenes[1].draw()), None, tuple(asked[:turns]))
-    if kind < 0.98:
+    if kind < 0.97:
         moving = clip(rng)
         return Sample((), moving, _some(rng, list(moving.turns), min(2, turns)))
     return Sample((), None, (beyond(rng) if rng.random() < 0.6 else greeting(rng),))
 
 
-def _about_scene(rng: np.random.Generator, scene: Scene, turns: int) -> Sample:
-    weights = np.asarray([weight for _, weight in ASKS])
+def _about_scene(
+    rng: np.random.Generator, scene: Scene, turns: int, asks: tuple[tuple[Ask, float], ...] = ASKS
+) -> Sample:
+    weights = np.asarray([weight for _, weight in asks])
     # Some are drawn twice: two boxes or two counts in one conversation are as likely as two kinds of question.
     asked: list[Turn] = []
-    for index in rng.choice(len(ASKS), size=3 * TURNS, p=weights / weights.sum()):
-        turn = ASKS[index][0](rng, scene)
+    for index in rng.choice(len(asks), size=5 * TURNS, p=weights / weights.sum()):
+        turn = asks[index][0](rng, scene)
         if turn is not None and all(turn.answer != other.answer for other in asked):
             asked.append(turn)
         if len(asked) == turns:

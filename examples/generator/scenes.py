@@ -83,9 +83,9 @@ class Scene:
         return [thing for thing in self.things if len(self.named(thing.name)) == 1]
 
 
-def picture_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height: 20 000 to 170 000 pixels, at most twice as wide as high or the other way round."""
-    ratio = float(np.exp(rng.uniform(-0.65, 0.65)))
+def picture_size(rng: np.random.Generator, narrowest: float = 0.5) -> tuple[int, int]:
+    """Width and height: 20 000 to 170 000 pixels, at most twice as wide as high, at least `narrowest` times."""
+    ratio = float(np.exp(rng.uniform(np.log(narrowest), np.log(2))))
     side = float(np.exp(rng.uniform(np.log(140), np.log(410))))
     return round(side * ratio**0.5), round(side / ratio**0.5)
 
@@ -115,11 +115,11 @@ def plain_ground(rng: np.random.Generator, width: int, height: int) -> Image.Ima
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 6) -> Scene:
+def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
     """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting."""
     width, height = size or picture_size(rng)
     short = min(width, height)
-    count = int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.16, 0.22, 0.22, 0.16, 0.13, 0.11]))
+    count = int(rng.choice([1, 2, 3, 4, 5], p=[0.19, 0.24, 0.25, 0.2, 0.12]))
     count = min(count, most)
     repeated = _look(rng) if count >= 2 and rng.random() < 0.45 else None
     things: list[Thing] = []

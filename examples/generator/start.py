@@ -30,12 +30,15 @@ DEMO = replace(
     num_key_value_heads=2,
     intermediate_size=512,
     vocab_size=1024,
-    rope_theta=10.0,
-    mrope_section=(2, 7, 7),
+    rope_theta=200.0,
+    mrope_section=(2, 3, 11),
     max_position_embeddings=4096,
     torch_dtype="bfloat16",
     vision_config=VisionConfig(depth=4, embed_dim=128, hidden_size=192, num_heads=4),
 )
+# Root mean square of what enters the layers. What they add has to begin no larger, or a word is lost among the sums of
+# all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
+_STREAM = 0.07
 TOKENS = (16, 30)  # of a picture: all are brought to about the same size, whatever they come in
 
 
@@ -80,7 +83,7 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     if first < _WORDS - 12:
         raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
     shapes = parameter_shapes(config)
-    residual = ("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
+    residual = ("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")
 
     def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
         shape = shapes[name]
@@ -90,10 +93,11 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
             return [np.full(shape, value, np.float32)]
         if "patch_embed" in name:
             return [patch_filters(shape)]
-        # 1 / sqrt(inputs), halved where a layer adds to the stream, which keeps it steady over the layers.
-        std = (0.5 if name.endswith(residual) else 1.0) / np.sqrt(np.prod(shape[1:]))
+        std = 1 / np.sqrt(np.prod(shape[1:]))
         if "embed_tokens" in name:
-            std = 0.04
+            std = _STREAM
+        elif name.endswith(residual):
+            std *= _STREAM
         return [rng.normal(0, std, shape).astype(np.float32)]
 
     write_weights(folder, shapes, config.torch_dtype, produce, metadata_format="pt", shard_bytes=None)
