@@ -34,7 +34,7 @@ def is_right(turn: Turn, answer: str, size: tuple[int, int] | None = None) -> bo
         return [box.label for box in found] == [box.label for box in wanted] and all(
             iou(got.bounds, box, size) >= IOU for got, box in zip(found, turn.boxes, strict=True)
         )
-    if turn.task == "describe":
+    if turn.task in ("describe", "detail"):
         return _things(answer) == _things(turn.answer)
     return answer.strip() == turn.answer
 
@@ -51,7 +51,9 @@ def iou(bounds: tuple[int, int, int, int], box: Box, size: tuple[int, int]) -> f
 
 
 def _things(text: str) -> Counter[str]:
-    return Counter(re.split(r", | and ", text.strip().removeprefix("The picture shows ").rstrip(".")))
+    """Without their places, which "where" asks for: of many things it is open which place they are nearest to."""
+    things = re.split(r", | and ", text.strip().removeprefix("The picture shows ").rstrip("."))
+    return Counter(re.sub(r" (at the (top|bottom)|on the (left|right)|in the middle).*", "", thing) for thing in things)
 
 
 def conversation(made: Sample, folder: Path) -> list[Message]:

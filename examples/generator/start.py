@@ -19,6 +19,7 @@ from qvl.hub.random_checkpoint import TINY, parameter_shapes
 from qvl.hub.small_vocabulary import SPLIT_PATTERN, write_processor, write_tokenizer
 from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
+from qvl.ops.rotary import inverse_frequencies
 
 _WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
 # 3.1 million parameters, about as many as an hour and a half of training on two cores can make use of.
@@ -83,11 +84,13 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     if first < _WORDS - 12:
         raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
     shapes = parameter_shapes(config)
-    residual = ("attn.proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")
+    heads = attention_biases(config)
 
     def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
         shape = shapes[name]
         rng = np.random.default_rng([seed, sum(name.encode()), len(name), *name.encode()])
+        if name in heads:
+            return [heads[name]]
         if len(shape) == 1:
             value = 0.0 if name.endswith("bias") else 1.0
             return [np.full(shape, value, np.float32)]
@@ -96,7 +99,9 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
         std = 1 / np.sqrt(np.prod(shape[1:]))
         if "embed_tokens" in name:
             std = _STREAM
-        elif name.endswith(residual):
+        elif name.endswith(("attn.proj.weight", "fc2.weight")):
+            std *= 0.5
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")):
             std *= _STREAM
         return [rng.normal(0, std, shape).astype(np.float32)]
 
@@ -106,6 +111,39 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": first, "do_sample": False})
     write_processor(folder, config, tokens=TOKENS)
     write_tokenizer(folder, config, learn_merges())
+
+
+def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """Biases of queries and keys with which some heads look at a fixed distance from the start, by parameter name.
+
+    Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
+    first layers of the tower see as a convolution does, each head one neighbour, and three heads of the first language
+    layer see the last three words, which is the first step to repeating one. All of it can be unlearnt.
+    """
+    made = {}
+    vision = config.vision_config
+    width, dim = vision.embed_dim, vision.embed_dim // vision.num_heads
+    angles = inverse_frequencies(dim // 2, 10_000.0)
+    for layer, (reach, strength) in enumerate(((1, 4.7), (2, 3.5))):
+        bias = np.zeros((3, vision.num_heads, dim), np.float32)
+        for head, (down, right) in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):
+            turns = np.concatenate([down * reach * angles, right * reach * angles])
+            scale = np.tile(np.where(np.arange(dim // 4) < 2, strength, 0.0), 2)  # the frequencies that differ on a grid
+            bias[0, head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
+            bias[1, head] = np.concatenate([scale, np.zeros_like(scale)])
+        made[f"visual.blocks.{layer}.attn.qkv.bias"] = bias.reshape(3 * width)
+    dim = config.head_dim
+    angles = inverse_frequencies(dim, config.rope_theta)
+    scale = np.where(np.arange(dim // 2) < dim // 4, 4.2, 0.0)
+    queries = np.zeros((config.num_attention_heads, dim), np.float32)
+    keys = np.zeros((config.num_key_value_heads, dim), np.float32)
+    keys[0] = np.concatenate([scale, np.zeros_like(scale)])
+    for head in range(config.num_attention_heads // config.num_key_value_heads):
+        turns = -(head + 1) * angles
+        queries[head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
+    made["model.layers.0.self_attn.q_proj.bias"] = queries.reshape(-1)
+    made["model.layers.0.self_attn.k_proj.bias"] = keys.reshape(-1)
+    return made
 
 
 def patch_filters(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
