@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any
 from qvl.bench import against, here, weights
 from qvl.bench.against import Peer, Placed
 from qvl.bench.question import Question, write_picture
-from qvl.bench.records import Record, Side, compare
+from qvl.bench.records import Record, Side, Watcher, compare
 from qvl.bench.run import Asked, Outcome, run
-from qvl.bench.side import SideProcess
+from qvl.bench.side import SideProcess, Spec
 from qvl.errors import CheckpointError
 from qvl.hub.locate import locate
 from qvl.profile import Profile
@@ -44,14 +44,6 @@ class Request:
     peer: Peer | None = None
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """say: what is being done. remark: what the user should know, beside that it is in the record."""
-
-    say: Callable[[str], None]
-    remark: Callable[[str], None]
-
-
 def measure(request: Request, watcher: Watcher) -> Record:
     """Time it. Raises QvlError, and MemoryLimitError before any weight is made or read."""
     date, machine = here.now(), here.this_machine()
@@ -67,14 +59,14 @@ def measure(request: Request, watcher: Watcher) -> Record:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvl-bench-")))
         question = _question(request.question, scratch)
         checked = _check(request, question, scratch)
-        profile = _with_weights(request, watcher.say)
+        profile = _with_weights(request, watcher)
         asked = _asked(request, question, checked["text"])
         specs = [_own(request, profile)]
         if request.peer is not None:
             placed = _placed(request, profile, checked)
             specs.append(against.spec(request.peer, placed, profile, checked["threads"]))
             _try(specs[-1])
-        outcome = run(specs, asked, watcher.say)
+        outcome = run(specs, asked, watcher)
     if len(set(outcome.prompt_tokens)) > 1:
         remark(f"the prompts differ: {' and '.join(map(str, outcome.prompt_tokens))} tokens")
     return Record(
@@ -123,19 +115,19 @@ def _present(model: str) -> None:
         raise CheckpointError(f"{error}; --random-weights times its shape without it") from None
 
 
-def _with_weights(request: Request, say: Callable[[str], None]) -> Profile:
+def _with_weights(request: Request, watcher: Watcher) -> Profile:
     profile = request.profile
     if not request.random:
         return profile
-    folder = weights.random_folder(profile.model, weights.shape_of(profile.model), say)
+    folder = weights.random_folder(profile.model, weights.shape_of(profile.model), watcher)
     return replace(profile, model=str(folder))
 
 
-def _own(request: Request, profile: Profile) -> Any:
+def _own(request: Request, profile: Profile) -> Spec:
     return against.own(profile, list(request.adapters), request.threads, check_memory=request.check_memory)
 
 
-def _try(spec: Any) -> None:
+def _try(spec: Spec) -> None:
     """Whether the peer is there at all, before qvl's side takes its time."""
     with SideProcess(spec) as process:
         process.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -163,6 +163,16 @@ class Record:
             "rows": [row.to_json() for row in self.rows],
             "comparison": asdict(self.comparison) if self.comparison else None,
         }
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of a run while it goes. say: what is being done. note: what the user should know of how it is done.
+    remark: what spoils the figures, which is in the record too."""
+
+    say: Callable[[str], None]
+    note: Callable[[str], None]
+    remark: Callable[[str], None]
 
 
 def spread(samples: Sequence[float]) -> dict[str, float | None]:

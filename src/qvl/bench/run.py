@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from qvl import machine
-from qvl.bench.records import Measure, Row, Turns, Unit
+from qvl.bench.records import Measure, Row, Turns, Unit, Watcher
 from qvl.bench.side import SideProcess, Spec
 
 # What has to stay free beside two sides that are kept in memory together.
 _SPARE = 1 << 29
 _STAGES: tuple[Measure, ...] = ("preprocess", "vision", "prefill", "first_token")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ class _Timed:
         return found["tokens"] / found["seconds"], ""
 
 
-def run(specs: Sequence[Spec], asked: Asked, say: Say) -> Outcome:
-    """Time the sides, taking turns. say: told what is being done.
+def run(specs: Sequence[Spec], asked: Asked, watcher: Watcher) -> Outcome:
+    """Time the sides, taking turns.
 
     First each lives `repeats` whole lives in turn, for starting, loading and memory. Then, if all fit into memory at
     once, they stay and take turns being asked; else each is started anew for each of its turns. Raises QvlError.
@@ -149,20 +147,20 @@ def run(specs: Sequence[Spec], asked: Asked, say: Say) -> Outcome:
         alone = len(sides) == 1
         for number in range(asked.repeats):
             for side in sides:
-                say(f"loading {side.samples.name}, {number + 1} of {asked.repeats}")
+                watcher.say(f"loading {side.samples.name}, {number + 1} of {asked.repeats}")
                 side.life(keep=alone and number + 1 == asked.repeats)
         turns: Turns = "kept"
         if not alone:
             turns = "kept" if sum(side.peak for side in sides) + _SPARE <= machine.free_memory() else "restarted"
-            say(_announced(turns, sides))
+            watcher.note(_announced(turns, sides))
         if turns == "kept" and not alone:
             for side in sides:
-                say(f"starting {side.samples.name}")
+                watcher.say(f"starting {side.samples.name}")
                 side.life(keep=True, counted=False)
         for number in range(-asked.warmup, asked.repeats):
             for side in sides:
                 what = "warming up" if number < 0 else f"turn {number + 1} of {asked.repeats}:"
-                say(f"{what} {side.samples.name}")
+                watcher.say(f"{what} {side.samples.name}")
                 _turn(side, turns, counted=number >= 0)
         for side in sides:
             side.end()

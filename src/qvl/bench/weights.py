@@ -7,9 +7,9 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
+from qvl.bench.records import Watcher
 from qvl.errors import CheckpointError, MemoryLimitError, UsageError
 from qvl.hub.locate import DEMO, find
 from qvl.hub.places import qvl_home
@@ -57,7 +57,7 @@ def folder_of(model: str, config: ModelConfig) -> Path:
     return qvl_home() / "bench" / f"{name}-random-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
-def random_folder(model: str, config: ModelConfig, say: Callable[[str], None]) -> Path:
+def random_folder(model: str, config: ModelConfig, watcher: Watcher) -> Path:
     """The folder of the random checkpoint, which is made if it is not there yet; it appears in one step.
 
     Raises CheckpointError when it cannot be written, and MemoryLimitError when the disk is too full.
@@ -73,7 +73,9 @@ def random_folder(model: str, config: ModelConfig, say: Callable[[str], None]) -
                 f"random weights of this shape take {size / _GIB:.1f} GiB on disk, {folder.parent} has "
                 f"{free / _GIB:.1f} GiB; free some, or set QVL_HOME"
             )
-        say(f"writing {size / _GIB:.1f} GiB of random weights, once, to {folder}")
+        what = f"{size / _GIB:.1f} GiB of random weights"
+        watcher.note(f"{what} are written to {folder} once; remove it when you are done")
+        watcher.say(f"writing {what}")
         making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             write_checkpoint(making, config, dtype=_dtype(config))
