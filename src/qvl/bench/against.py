@@ -31,16 +31,12 @@ _NEEDS: Mapping[PeerName, str] = {
 
 @dataclass(frozen=True)
 class Peer:
-    """Which peer runs, and with what. python: None: this one. model, mmproj: its own files, where it cannot read ours.
-
-    script: None: that of the peer.
-    """
+    """Which peer runs, and with what. python: None: this one. model, mmproj: files of its own, if it takes no other."""
 
     name: PeerName
     python: str | None = None
     model: str | None = None
     mmproj: str | None = None
-    script: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def checked(name: str, python: str | None, model: str | None, mmproj: str | None
 def spec(peer: Peer, placed: Placed, profile: Profile, threads: int) -> Spec:
     """The peer's side."""
     python = str(Path(peer.python).expanduser()) if peer.python is not None else sys.executable
-    script = peer.script or Path(__file__).parent / "peers" / _SCRIPTS[peer.name]
+    script = Path(__file__).parent / "peers" / _SCRIPTS[peer.name]
     count = str(threads)
     return Spec(
         peer.name,

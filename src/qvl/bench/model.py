@@ -153,9 +153,9 @@ def _placed(request: Request, profile: Profile, checked: dict[str, Any]) -> Plac
 
 def _sides(names: Sequence[str], outcome: Outcome) -> list[Side]:
     sides = []
-    for name, hello, tokens in zip(names, outcome.hellos, outcome.prompt_tokens, strict=True):
+    for name, hello, tokens, ids in zip(names, outcome.hellos, outcome.prompt_tokens, outcome.answers, strict=True):
         details = {key: value for key, value in hello.items() if key != "versions"}
-        sides.append(Side(name, hello["versions"], {**details, "prompt_tokens": tokens}))
+        sides.append(Side(name, hello["versions"], {**details, "prompt_tokens": tokens, "token_ids": ids}))
     return sides
 
 

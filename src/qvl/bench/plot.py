@@ -50,6 +50,9 @@ def _model(pyplot: Any, record: Record) -> Any:
         widths = [found.get(name, 0.0) for name in names]
         left.barh(names, widths, left=begun, label=stage)
         begun = [start + width for start, width in zip(begun, widths, strict=True)]
+    rest = [_rest(record, name) for name in names]
+    if any(rest):
+        left.barh(names, rest, left=begun, label="vision and prefill", color="grey")
     left.invert_yaxis()
     left.set(xlabel="seconds", title="load and time to first token")
     left.legend()
@@ -72,6 +75,14 @@ def _model(pyplot: Any, record: Record) -> Any:
     right.grid(alpha=0.3)
     figure.suptitle(f"{record.settings['profile']}, {record.machine.cpu}, {record.threads} threads")
     return figure
+
+
+def _rest(record: Record, name: str) -> float:
+    """Seconds to the first token that a side does not tell apart."""
+    medians = {row.measure: row.median for row in record.rows if row.side == name and row.median is not None}
+    if "vision" in medians:
+        return 0.0
+    return max(0.0, medians.get("first_token", 0.0) - medians.get("preprocess", 0.0))
 
 
 def _ops(pyplot: Any, record: Record) -> Any:

@@ -165,4 +165,5 @@ def _footing(record: Record) -> Iterator[str]:
         yield f"{_ABSENT} of {', '.join(sides)}: {note}"
     found = record.comparison
     if found is not None:
-        yield f"answers: {found.equal_tokens} of {found.compared_tokens} tokens are equal, {found.leading_tokens} in a row"
+        equal = f"{found.equal_tokens} of {found.compared_tokens} tokens are equal"
+        yield f"answers: {equal}, {found.leading_tokens} before the first that is not"
