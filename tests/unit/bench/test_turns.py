@@ -116,7 +116,9 @@ def wired(tmp_path: Path) -> Spec:
 
     script = tmp_path / "side.py"
     script.write_text(WIRE.format(folder=str(Path(qvl.bench.peers.__file__).parent)))
-    return Spec("it", [sys.executable, str(script)], hello={}, load={}, lacking=lambda text: QvlError(f"get it: {text}"))
+    return Spec(
+        "it", [sys.executable, str(script)], hello={}, load={}, lacking=lambda text: QvlError(f"get it: {text}")
+    )
 
 
 def test_errors_cross_the_wire_and_the_side_goes_on(wired: Spec) -> None:
