@@ -81,7 +81,10 @@ class SideProcess:
         line = self._child.stdout.readline()
         if not line.endswith("\n"):
             raise SideError(f"{self.spec.name} ended in the middle of '{do}'{self._ending()}")
-        said: dict[str, Any] = json.loads(line)
+        try:
+            said: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise SideError(f"{self.spec.name} said {line[:80].strip()!r} where an answer was expected") from None
         if "error" in said:
             raise self._error(do, **said["error"])
         answer: dict[str, Any] = said["answer"]
@@ -115,15 +118,15 @@ class SideProcess:
         self.kill()
         self._complaints.close()
 
-    def _error(self, do: str, kind: str, text: str) -> QvlError:
-        if kind == "ModuleNotFoundError" and self.spec.lacking is not None:
+    def _error(self, do: str, kinds: Sequence[str], text: str) -> QvlError:
+        if "ModuleNotFoundError" in kinds and self.spec.lacking is not None:
             return self.spec.lacking(text)
-        ours = getattr(errors, kind, None)
-        if isinstance(ours, type) and issubclass(ours, QvlError):
-            if ours.__init__ is Exception.__init__:
+        for kind in kinds:
+            ours = getattr(errors, kind, None)
+            # One that is made of more than its words is known by what it is a kind of.
+            if isinstance(ours, type) and issubclass(ours, QvlError) and ours.__init__ is QvlError.__init__:
                 return ours(text)
-            return errors.UsageError(text) if issubclass(ours, errors.UsageError) else QvlError(text)
-        return SideError(f"{self.spec.name}: {do} failed ({kind}: {' '.join(text.split())[:500]})")
+        return SideError(f"{self.spec.name}: {do} failed ({kinds[0]}: {' '.join(text.split())[:500]})")
 
     def _ending(self) -> str:
         """How it ended, and the last thing it said."""

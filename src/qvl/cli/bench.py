@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _OPS = "ops"
 _RANDOM_PROFILE = "2b"
-_WIDTH = 140  # where the table is not shown on a terminal
+_WIDTH = 240  # more than any table takes: a narrow terminal wraps its lines, which loses nothing
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,7 @@ def _show(record: Record) -> None:
 
     from qvl.bench.tables import render as rendered
 
-    width = None if sys.stdout.isatty() else _WIDTH
-    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=_WIDTH)
     for part in rendered(record):
         console.print(part, soft_wrap=isinstance(part, str))
     sys.stdout.flush()

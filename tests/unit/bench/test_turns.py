@@ -11,7 +11,7 @@ from qvl import machine
 from qvl.bench.records import Row, Watcher
 from qvl.bench.run import Asked, run
 from qvl.bench.side import SideError, SideProcess, Spec
-from qvl.errors import MemoryLimitError, QvlError
+from qvl.errors import DeviceError, MemoryLimitError, QvlError, UsageError
 
 FAKE = Path(__file__).with_name("fake_peer.py")
 ASKED = Asked(None, "1", new_tokens=4, contexts=(16, 2000), batches=(1, 2), repeats=2, warmup=1)
@@ -91,6 +91,12 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
         process.start()
 
 
+def test_a_side_that_says_something_else() -> None:
+    spec = Spec("one", [sys.executable, "-c", "print('Hello.')"], hello={}, load={})
+    with SideProcess(spec) as process, pytest.raises(SideError, match=r"one said .Hello\.. where an answer"):
+        process.start()
+
+
 WIRE = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -102,6 +108,12 @@ class Side:
     def limit(self):
         from qvl.errors import MemoryLimitError
         raise MemoryLimitError("too large by far")
+    def narrow(self):
+        from qvl.ops.native import NativeOpsError
+        raise NativeOpsError("none were built")
+    def long(self):
+        from qvl.errors import ContextLimitError
+        raise ContextLimitError(9, 4, 8)
     def odd(self):
         raise ValueError("two\\nlines")
     def lacking(self):
@@ -126,6 +138,10 @@ def test_errors_cross_the_wire_and_the_side_goes_on(wired: Spec) -> None:
         process.start()
         with pytest.raises(MemoryLimitError, match="too large by far"):
             process.ask("limit")
+        with pytest.raises(DeviceError, match="none were built"):
+            process.ask("narrow")
+        with pytest.raises(UsageError, match="the prompt has 9 tokens"):
+            process.ask("long")
         with pytest.raises(SideError, match=r"it: odd failed \(ValueError: two lines\)"):
             process.ask("odd")
         with pytest.raises(QvlError, match="get it: No module named 'a_module_that_nobody_has'"):

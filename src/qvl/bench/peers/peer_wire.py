@@ -16,8 +16,8 @@ from typing import Any
 def serve(side: Any) -> None:
     """Answer questions from standard input until it ends. {"do": NAME, ...} calls the method of that name.
 
-    Answers are {"answer": {...}} or {"error": {"kind": the exception's name, "text": its words}}. What libraries print
-    on standard output goes to standard error.
+    Answers are {"answer": {...}} or {"error": {"kinds": names of the exception's classes, the narrowest first, "text":
+    its words}}. What libraries print on standard output goes to standard error.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -28,7 +28,8 @@ def serve(side: Any) -> None:
                 said = {"answer": getattr(side, request.pop("do"))(**request)}
             except Exception as error:
                 traceback.print_exc()
-                said = {"error": {"kind": type(error).__name__, "text": str(error)}}
+                kinds = [kind.__name__ for kind in type(error).__mro__]
+                said = {"error": {"kinds": kinds, "text": str(error)}}
             answers.write(json.dumps(said) + "\n")
             answers.flush()
     except KeyboardInterrupt:
