@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -57,14 +57,19 @@ def measure(request: OpsRequest, watcher: Watcher) -> Record:
         remarks.append(f"only the composed bodies are timed: {reason}")
     for text in remarks:
         watcher.remark(text)
-    watcher.say("measuring what memory and arithmetic can do here")
-    sizes = _sizes(request.shape)
-    limits = peaks.measure(environment.threads(), _span(request.shape), 256 if request.shape == "tiny" else 2048)
-    rows = []
+    sizes, timed = _sizes(request.shape), []
+    before = _peaks(request.shape, watcher)
     with paddle.no_grad():
         for name in names:
             watcher.say(f"timing {name}")
-            rows += [_time(case, request.repeats, limits) for case in CASES[name](sizes)]
+            timed += [_time(case, request.repeats) for case in CASES[name](sizes)]
+    after = _peaks(request.shape, watcher)
+    limits = peaks.best(before, after)
+    if not peaks.steady(before, after):
+        remarks.append(
+            "memory or arithmetic were much faster at one end of the run than at the other; shares are rough"
+        )
+        watcher.remark(remarks[-1])
     return Record(
         kind="ops",
         date=date,
@@ -82,7 +87,7 @@ def measure(request: OpsRequest, watcher: Watcher) -> Record:
             "cold_bytes": sizes.cold_bytes,
         },
         peaks=limits.to_json(),
-        ops=rows,
+        ops=[_row(one, limits) for one in timed],
         remarks=remarks,
     )
 
@@ -103,33 +108,47 @@ def chosen(only: Sequence[str]) -> list[str]:
     return [name for name in CASES if not only or any(word in name for word in only)]
 
 
-def _time(case: OpCase, repeats: int, limits: peaks.Peaks) -> OpRow:
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """A case without its calls, which hold its weights, and the samples of both bodies."""
+
+    case: OpCase
+    native: tuple[float, ...]
+    composed: tuple[float, ...]
+
+
+def _time(case: OpCase, repeats: int) -> _Timed:
     """Both bodies in turn, so that whatever disturbs the machine disturbs both."""
-    has_native = native.why_not() is None
-    bodies: list[_Body] = [_Body("composed", case)]
-    if has_native:
-        bodies.insert(0, _Body("native", case))
+    composed = _Body("composed", case)
+    ours = _Body("native", case) if native.why_not() is None else None
     for number in range(repeats):
-        for body in bodies:
-            body.sample(number)
-    found = {body.mode: tuple(body.samples) for body in bodies}
-    seconds = statistics.median(found["native"]) if has_native else None
-    operations = case.operations
+        if ours is not None:
+            ours.sample(number)
+        composed.sample(number)
+    return _Timed(replace(case, calls=()), tuple(ours.samples) if ours is not None else (), tuple(composed.samples))
+
+
+def _row(timed: _Timed, limits: peaks.Peaks) -> OpRow:
+    case, operations = timed.case, timed.case.operations
+    seconds = statistics.median(timed.native) if timed.native else None
     return OpRow(
         op=case.op,
         variant=case.variant,
         rows=case.rows,
         sizes=case.sizes,
-        native=found.get("native", ()),
-        composed=found["composed"],
+        native=timed.native,
+        composed=timed.composed,
         bytes=case.bytes,
         operations=operations,
         arithmetic=case.arithmetic,
-        bandwidth_share=None if seconds is None else case.bytes / seconds / limits.bandwidth,
-        arithmetic_share=None
-        if seconds is None or not operations
-        else operations / seconds / limits.arithmetic(case.arithmetic),
+        bandwidth_share=case.bytes / seconds / limits.bandwidth if seconds is not None else None,
+        arithmetic_share=operations / seconds / limits.arithmetic(case.arithmetic) if seconds and operations else None,
     )
+
+
+def _peaks(shape: Shape, watcher: Watcher) -> peaks.Peaks:
+    watcher.say("measuring what memory and arithmetic can do here")
+    return peaks.measure(environment.threads(), _span(shape), 256 if shape == "tiny" else 2048)
 
 
 class _Body:

@@ -16,6 +16,8 @@ from qvl.ops import linear, native
 from qvl.ops.packing import Packing
 
 _TRIES = 7
+# Two measurements of one machine that are further apart are not of one state of it.
+_APART = 1.3
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Peaks:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "unit": "bytes and operations a second"}
+
+
+def best(one: Peaks, other: Peaks) -> Peaks:
+    """The larger of each: what disturbs a machine only ever makes it slower."""
+    ours, theirs = asdict(one), asdict(other)
+    return Peaks(**{name: max((ours[name], theirs[name]), key=lambda rate: rate or 0.0) for name in ours})
+
+
+def steady(one: Peaks, other: Peaks) -> bool:
+    """Whether two measurements agree, so that what was timed between them can be held against both."""
+    pairs = ((one.bandwidth, other.bandwidth), (one.float32, other.float32))
+    return all(max(pair) <= _APART * min(pair) for pair in pairs)
 
 
 def measure(threads: int, nbytes: int, size: int) -> Peaks:

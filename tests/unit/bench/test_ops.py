@@ -107,6 +107,21 @@ def test_without_native_ops_the_others_are_timed_and_it_is_said(
     assert all(row["native"]["samples"] == [] and row["composed"]["median"] > 0 for row in record["ops"])
 
 
+def test_peaks_are_the_best_of_both_ends_of_a_run_and_tell_an_unsteady_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow, fast = peaks.Peaks(1e9, 2e9, 1e10, None, None), peaks.Peaks(3e9, 1e9, 1e10, 2e10, 5e9)
+    found = peaks.best(slow, fast)
+    assert found == peaks.Peaks(3e9, 2e9, 1e10, 2e10, 5e9)
+    assert (found.bandwidth, found.arithmetic("bfloat16"), found.arithmetic("int8")) == (3e9, 2e10, 1e10)
+    ends = iter([slow, fast])
+    monkeypatch.setattr(peaks, "measure", lambda *_: next(ends))
+    assert qvl.cli.main([*OPS[:-1], "--only", "quick_gelu", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["peaks"]["read"] == 3e9
+    assert "shares are rough" in err and "shares are rough" in json.loads(out)["remarks"][-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
