@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ def _settings(request: Request, checked: dict[str, Any]) -> dict[str, Any]:
         "profile": profile.name,
         "model": profile.model,
         "random_weights": request.random,
-        "quantize": profile.quantize,
+        # Those that are about how numbers are kept, as far as this version has them.
+        **{key: value for key, value in asdict(profile).items() if key in ("quantize", "cache_dtype")},
         "device": checked["device"],
         "dtype": checked["dtype"],
         "adapters": list(request.adapters),

@@ -71,7 +71,6 @@ class Own:
             "vision_tokens": prompt.vision_tokens(engine.config),
             "device": engine.placement.device,
             "dtype": engine.placement.dtype,
-            "max_context": engine.max_context,
         }
 
     def load(self, profile: dict[str, Any], adapters: Sequence[str], check_memory: bool) -> dict[str, Any]:
@@ -107,10 +106,9 @@ class Own:
         if context + new_tokens > engine.max_context:
             return {"skipped": f"the context holds {engine.max_context} tokens"}
         from qvl.runtime import memory
-        from qvl.runtime.cache import cache_bytes
 
-        item = memory.ITEMSIZE[engine.placement.dtype]
-        need, free = cache_bytes(engine.config, batch * (context + new_tokens), item), memory.available_bytes()
+        # Asked of a cache, which knows how it stores its tokens; on a GPU it does not tell, and the GPU itself will.
+        need, free = batch * (context + new_tokens) * engine.cache(1).untouched, memory.available_bytes()
         if need > free:
             return {"skipped": f"the caches take {need / _GIB:.1f} GiB, {free / _GIB:.1f} GiB are free"}
         going = [_behind(engine, context, new_tokens) for _ in range(batch)]
