@@ -22,6 +22,11 @@ def fake(name: str, log: Path, **environment: str) -> Spec:
     return Spec(name, [sys.executable, str(FAKE)], hello={"threads": 1}, load={}, environment=variables)
 
 
+def memory(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda: free)
+    monkeypatch.setattr(machine, "memory_size", lambda: 16 << 30)
+
+
 def silent(notes: list[str] | None = None) -> Watcher:
     told: list[str] = [] if notes is None else notes
     return Watcher(lambda _: None, told.append, told.append)
@@ -42,7 +47,7 @@ TURN = ["question", *["decode"] * 2]  # of the two contexts; it takes one answer
 
 def test_two_that_fit_stay_and_are_asked_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, notes = tmp_path / "log", []
-    monkeypatch.setattr(machine, "free_memory", lambda: 8 << 30)
+    memory(monkeypatch, free=8 << 30)
     outcome = run([fake("one", log), fake("two", log)], ASKED, silent(notes))
     assert outcome.turns == "kept" and "stay in memory" in notes[0]
     # Two lives each for the load, then one that stays: a warm-up, two turns, the last look at the memory.
@@ -55,7 +60,7 @@ def test_two_that_fit_stay_and_are_asked_in_turn(tmp_path: Path, monkeypatch: py
 
 def test_two_that_do_not_fit_are_started_for_each_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, notes = tmp_path / "log", []
-    monkeypatch.setattr(machine, "free_memory", lambda: 6 << 30)  # what both take, and nothing to spare
+    memory(monkeypatch, free=6 << 30)  # what both take, and nothing to spare
     outcome = run([fake("one", log), fake("two", log)], ASKED, silent(notes))
     assert outcome.turns == "restarted" and "started anew" in notes[0]
     turn = [*BORN, *TURN, "memory"]
