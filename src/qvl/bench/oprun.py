@@ -181,9 +181,8 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _level() -> str | None:
-    """The level of CPU features that the native ops use."""
-    module = native.library()
-    return None if module is None else str(module.level())
+    """The level of CPU features that the native ops use, where they are timed."""
+    return str(native.installed()[0].level()) if native.why_not() is None else None
 
 
 def _sizes(shape: Shape) -> Sizes:
