@@ -55,9 +55,9 @@ def _heading(record: Record) -> Iterator[str]:
         return
     question = settings["question"]
     picture = "x".join(map(str, question["picture"])) if question["picture"] else "no"
-    weights = "random weights" if settings["random_weights"] else "its weights"
+    weights = ["random weights"] if settings["random_weights"] else []
     where = f"{settings['dtype']} on {settings['device']}, quantize {settings['quantize']}"
-    yield f"{settings['profile']}: {settings['model']}, {weights}, {where}"
+    yield ", ".join([f"{settings['profile']}: {settings['model']}", *weights, where])
     yield (
         f"{picture} picture, {question['prompt_tokens']} tokens in all, {question['new_tokens']} out; "
         f"{settings['repeats']} repeats, warm-ups: {settings['warmup']}"
@@ -159,10 +159,8 @@ def _time(seconds: float | None) -> str:
 
 
 def _footing(record: Record) -> Iterator[str]:
-    notes = {row.note for row in record.rows if not row.samples and row.note}
-    for note in sorted(notes):
-        sides = sorted({row.side for row in record.rows if row.note == note})
-        yield f"{_ABSENT} of {', '.join(sides)}: {note}"
+    absent = {(row.side, row.note) for row in record.rows if not row.samples and row.note}
+    yield from (f"{_ABSENT} of {side}: {note}" for side, note in sorted(absent))
     found = record.comparison
     if found is not None:
         equal = f"{found.equal_tokens} of {found.compared_tokens} tokens are equal"

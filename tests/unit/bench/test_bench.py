@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import qvl.cli
-from qvl.bench import here, plot, weights
+from qvl.bench import here, plot, tables, weights
 from qvl.bench.question import fitting_text, write_picture
-from qvl.bench.records import Machine, Watcher, compare, spread
+from qvl.bench.records import Machine, Record, Row, Side, Watcher, compare, spread
 from qvl.errors import MemoryLimitError, UsageError
 from qvl.model.config import ModelConfig
 from qvl.model.shapes import FULL_7B, TINY
@@ -142,6 +144,60 @@ def test_answers_are_compared_token_by_token() -> None:
 def test_the_spread_is_from_least_to_most() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
     assert spread([]) == {"median": None, "least": None, "most": None}
+
+
+def beside_a_peer() -> Record:
+    """qvl twice as fast as its peer, which does not tell its stages apart."""
+    rows = []
+    for side, seconds, speed in (("qvl", 2.0, 20.0), ("rival", 4.0, 10.0)):
+        known = (seconds - 1, seconds - 1) if side == "qvl" else ()
+        rows += [
+            Row(side, "load", "s", (seconds, seconds + 1)),
+            Row(side, "vision", "s", known, note="not told apart"),
+            Row(side, "first_token", "s", (seconds / 10, seconds / 10)),
+            Row(side, "decode", "tokens/s", (speed, speed), context=64, batch=1),
+            Row(side, "peak_memory", "bytes", (seconds * 2**30,)),
+        ]
+    question = {"picture": None, "prompt_tokens": 9, "new_tokens": 4}
+    settings = {"profile": "2b", "model": "m", "random_weights": True, "dtype": "float32", "device": "cpu"}
+    return Record(
+        kind="model",
+        date="2026-01-01",
+        machine=Machine("A CPU", "x", 4, 4, 4, None, (), 0, "Linux", None),
+        threads=4,
+        versions={"qvl": "1"},
+        settings={**settings, "quantize": "none", "question": question, "repeats": 2, "warmup": 1},
+        sides=[Side("qvl", {"qvl": "1"}), Side("rival", {"rival": "7"})],
+        turns="restarted",
+        rows=rows,
+        comparison=compare([1, 2, 3, 4], [1, 2, 9, 4]),
+    )
+
+
+def test_the_table_puts_both_sides_and_their_ratio_in_a_line() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=200, highlight=False, markup=False)
+    for part in tables.render(beside_a_peer()):
+        console.print(part)
+    lines = {" ".join(line.split()) for line in text.getvalue().splitlines()}
+    assert "against rival 7, taking turns, each started anew for its turns" in lines
+    assert "load 2.50 s 2.00 to 3.00 4.50 s 4.00 to 5.00 0.56" in lines
+    assert "first token 200.0 ms 200.0 to 200.0 400.0 ms 400.0 to 400.0 0.50" in lines
+    assert "vision tower 1.00 s 1.00 to 1.00 - -" in lines
+    assert "decode behind 64, 1 at a time 20.00 tokens/s 20.00 to 20.00 10.00 tokens/s 10.00 to 10.00 2.00" in lines
+    assert "peak memory 2.00 GiB 2.00 to 2.00 4.00 GiB 4.00 to 4.00 0.50" in lines
+    assert "- of rival: not told apart" in lines
+    assert "answers: 3 of 4 tokens are equal, 2 before the first that is not" in lines
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_chart_of_two_sides(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / f"chart.{ending}"
+    plot.draw(beside_a_peer(), out)
+    assert out.stat().st_size > 5000
+    if ending == "svg":
+        assert "vision and prefill" in out.read_text() and "rival" in out.read_text()
 
 
 @pytest.mark.parametrize(("load", "said"), [(None, False), (0.5, False), (3.0, True)])
