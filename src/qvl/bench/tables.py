@@ -57,7 +57,10 @@ def _heading(record: Record) -> Iterator[str]:
     picture = "x".join(map(str, question["picture"])) if question["picture"] else "no"
     weights = ["random weights"] if settings["random_weights"] else []
     where = f"{settings['dtype']} on {settings['device']}, quantize {settings['quantize']}"
-    yield ", ".join([f"{settings['profile']}: {settings['model']}", *weights, where])
+    ops = record.sides[0].details.get("ops", {})
+    level = f" ({ops['level']})" if "level" in ops else ""
+    bodies = [f"{ops['body']} ops{level}"] if ops else []
+    yield ", ".join([f"{settings['profile']}: {settings['model']}", *weights, where, *bodies])
     yield (
         f"{picture} picture, {question['prompt_tokens']} tokens in all, {question['new_tokens']} out; "
         f"{settings['repeats']} repeats, warm-ups: {settings['warmup']}"

@@ -167,7 +167,7 @@ def beside_a_peer() -> Record:
         threads=4,
         versions={"qvl": "1"},
         settings={**settings, "quantize": "none", "question": question, "repeats": 2, "warmup": 1},
-        sides=[Side("qvl", {"qvl": "1"}), Side("rival", {"rival": "7"})],
+        sides=[Side("qvl", {"qvl": "1"}, {"ops": {"body": "native", "level": "avx2"}}), Side("rival", {"rival": "7"})],
         turns="restarted",
         rows=rows,
         comparison=compare([1, 2, 3, 4], [1, 2, 9, 4]),
@@ -181,6 +181,7 @@ def test_the_table_puts_both_sides_and_their_ratio_in_a_line() -> None:
         console.print(part)
     lines = {" ".join(line.split()) for line in text.getvalue().splitlines()}
     assert "against rival 7, taking turns, each started anew for its turns" in lines
+    assert "2b: m, random weights, float32 on cpu, quantize none, native ops (avx2)" in lines
     assert "load 2.50 s 2.00 to 3.00 4.50 s 4.00 to 5.00 0.56" in lines
     assert "first token 200.0 ms 200.0 to 200.0 400.0 ms 400.0 to 400.0 0.50" in lines
     assert "vision tower 1.00 s 1.00 to 1.00 - -" in lines
