@@ -27,7 +27,10 @@ LAYERS: dict[str, set[str]] = {
 }
 # Never, not even inside a function.
 WITHOUT_PADDLE = ("processing", "profile", "profile_files", "schema", "messages", "messages_json", "errors", "hub")
-WITHOUT_PADDLE_EITHER = ("model.config", "grounding", "profile_training", "reading", "cli", "runtime.records")
+WITHOUT_PADDLE_EITHER = (
+    *("model.config", "grounding", "profile_training", "reading", "cli", "runtime.records"),
+    *("bench.model", "bench.run", "bench.peers"),  # where the time is taken while a side computes in its own process
+)
 
 
 def modules() -> dict[str, Path]:
@@ -126,6 +129,15 @@ def test_paddle_stays_out_of_what_has_to_be_light(module: str) -> None:
 def test_paddlenlp_is_for_training_only(module: str) -> None:
     uses = any(name.split(".")[0] == "paddlenlp" for name in imports(module, top_level_only=False))
     assert not uses or within(module, ("training",))
+
+
+PEERS = [module for module in MODULES if within(module, ("bench.peers",))]
+
+
+@pytest.mark.parametrize("module", PEERS)
+def test_what_runs_in_a_peers_python_does_without_qvl(module: str) -> None:
+    assert len(PEERS) > 3
+    assert not [name for name in imports(module, top_level_only=False) if own(name) is not None]
 
 
 def test_the_kernels_know_no_framework() -> None:

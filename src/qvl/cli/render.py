@@ -104,6 +104,12 @@ def note(message: str, quiet: bool = False) -> None:
         _line(f"qvl: {message}")
 
 
+def warn(message: str, quiet: bool = False) -> None:
+    """Something that spoils what was asked for, in part."""
+    if not quiet:
+        _line(f"qvl: warning: {message}")
+
+
 def show_warning(
     message: Warning | str,
     category: type[Warning],  # noqa: ARG001 -- the signature of warnings.showwarning
@@ -147,6 +153,18 @@ def status(text: str, quiet: bool) -> Iterator[Callable[[], None]]:
         yield end
     finally:
         end()
+
+
+@contextlib.contextmanager
+def changing_status(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """`status` for work of many steps: the function given shows the next one."""
+    with contextlib.ExitStack() as stack:
+
+        def show(text: str) -> None:
+            stack.close()
+            stack.enter_context(status(text, quiet))
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -20,7 +20,16 @@ from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.config import SPECIAL_TOKENS, ModelConfig
 from qvl.model.shapes import FULL_2B, TINY, parameter_shapes
 
-__all__ = ["FULL_2B", "TINY", "RandomWeights", "is_linear", "parameter_shapes", "tensors_sha256", "write_checkpoint"]
+__all__ = [
+    "FULL_2B",
+    "TINY",
+    "RandomWeights",
+    "is_linear",
+    "parameter_shapes",
+    "tensors_sha256",
+    "write_checkpoint",
+    "write_settings",
+]
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["hf", "paddle"]
@@ -57,7 +66,6 @@ def write_checkpoint(
     Raises ValueError when the vision tokens of the config are not where Qwen2-VL has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(config, torch_dtype=dtype)
     weights = RandomWeights(config, seed)
     turned = {name for name in weights.shapes if layout == "paddle" and is_linear(name)}
     shapes = {name: shape[:: -1 if name in turned else 1] for name, shape in weights.shapes.items()}
@@ -66,6 +74,19 @@ def write_checkpoint(
         return [weights.tensor(name).T] if name in turned else weights.blocks(name)
 
     write_weights(folder, shapes, dtype, produce, metadata_format=_METADATA[layout], shard_bytes=shard_bytes)
+    write_settings(folder, config, dtype=dtype, config_form=config_form, tokenizer=tokenizer)
+
+
+def write_settings(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: Dtype = "float32",
+    config_form: ConfigForm = "flat",
+    tokenizer: bool = True,
+) -> None:
+    """Write all of a folder but the weights; see `write_checkpoint`, whose arguments and errors these are."""
+    config = replace(config, torch_dtype=dtype)
     write_json(folder / "config.json", config.to_dict() if config_form == "flat" else _nested(config))
     if tokenizer:
         write_json(folder / "generation_config.json", _generation(first_special_id(config)))

@@ -48,6 +48,7 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["profiles", "--help"],
         ["download", "--help"],
         ["doctor", "--help"],
+        ["bench", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
@@ -86,7 +87,7 @@ def test_the_help_lists_options_by_group_and_colourless(capsys: pytest.CaptureFi
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("command", ["infer", "chat", "finetune", "doctor", "profiles"])
+@pytest.mark.parametrize("command", ["infer", "chat", "finetune", "doctor", "bench", "profiles"])
 def test_help_shows_no_names_of_python_types(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert qvl.cli.main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -100,7 +101,7 @@ def test_the_page_names_every_variable_and_command() -> None:
     names = {name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"\bQVL_[A-Z_]+", path.read_text())}
     assert {"QVL_HOME", "QVL_VIDEO_READER"} <= names
     assert not [name for name in sorted(names) if f"`{name}`" not in page]
-    for command in ("infer", "chat", "finetune", "merge-lora", "doctor", "profiles"):
+    for command in ("infer", "chat", "finetune", "merge-lora", "doctor", "bench", "profiles"):
         assert f"## qvl {command}\n" in page
 
 

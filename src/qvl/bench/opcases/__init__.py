@@ -1,0 +1,30 @@
+"""What each native op is timed on: at least one case for every function of the library, by its name there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from qvl.bench.opcases import attention, linear, rows
+from qvl.bench.opcases.case import OpCase, Sizes
+
+Build = Callable[[Sizes], Iterator[OpCase]]
+
+# A test compares the names with those that ext/paddle binds.
+CASES: Mapping[str, Build] = {
+    "rms_norm": rows.rms_norm,
+    "add_rms_norm": rows.add_rms_norm,
+    "layer_norm": rows.layer_norm,
+    "add_layer_norm": rows.add_layer_norm,
+    "swiglu": rows.swiglu,
+    "quick_gelu": rows.quick_gelu,
+    "attention": attention.varlen,
+    "vision_attention": attention.vision,
+    "rotary_store": attention.rotary_store,
+    "cached_attention": attention.cached,
+    "linear": linear.packed,
+    "linear_dense": linear.dense,
+    "embedding": linear.embedding,
+    "pack": linear.pack,
+    "unpack": linear.unpack,
+    "sample": rows.sample,
+}
