@@ -289,3 +289,13 @@ ASKS: tuple[tuple[Ask, float], ...] = (
     (box_of, 1.3),
     (all_boxes, 0.4),
 )
+# Without boxes, and with more of what one thing alone can answer.
+EASY_ASKS: tuple[tuple[Ask, float], ...] = (
+    (describe, 0.7),
+    (how_many, 0.7),
+    (is_there, 1.0),
+    (colour_of, 1.5),
+    (shape_of, 2.0),
+    (where_is, 1.5),
+    (relation, 0.7),
+)

@@ -11,7 +11,7 @@ from PIL import Image
 from examples.generator.beyond import beyond, greeting
 from examples.generator.clips import Clip, clip
 from examples.generator.pairs import pair
-from examples.generator.questions import ASKS, Ask, in_detail
+from examples.generator.questions import ASKS, EASY_ASKS, Ask, describe, in_detail
 from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
@@ -32,15 +32,17 @@ class Sample:
 def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     """Sample `number` of a split. turns: at most so many questions about one picture.
 
-    The split "easy" only names what there is and where, in one answer: what to begin with, since an answer of this
-    kind teaches to see several times faster than questions do, and boxes are noise to a model that sees nothing yet.
+    The split "easy" is what to begin with: few things, short texts, and no boxes, which are noise to a model that sees
+    nothing yet.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
     if split == EASY:
-        if kind < 0.72:
-            return _about_scene(rng, shapes_scene(rng, most=4), 1, ((in_detail, 1.0),))
-        return _about_text(rng, 1, longest=4)
+        if kind < 0.4:
+            return _about_scene(rng, shapes_scene(rng, most=2), turns, EASY_ASKS)
+        if kind < 0.75:
+            return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
+        return _about_text(rng, 1, longest=3)
     if kind < 0.42:
         return _about_scene(rng, shapes_scene(rng), turns)
     if kind < 0.50:
@@ -68,6 +70,8 @@ def _about_scene(
             asked.append(turn)
         if len(asked) == turns:
             break
+    if not asked and (turn := describe(rng, scene)) is not None:
+        asked.append(turn)
     if rng.random() < 0.06:
         asked[-1:] = [beyond(rng)]
     return Sample((scene.draw(),), None, tuple(asked))

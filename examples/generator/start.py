@@ -19,7 +19,7 @@ from qvl.hub.random_checkpoint import TINY, parameter_shapes
 from qvl.hub.small_vocabulary import SPLIT_PATTERN, write_processor, write_tokenizer
 from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
-from qvl.ops.rotary import inverse_frequencies
+from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
 _WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
 # 3.1 million parameters, about as many as an hour and a half of training on two cores can make use of.
@@ -31,8 +31,8 @@ DEMO = replace(
     num_key_value_heads=2,
     intermediate_size=512,
     vocab_size=1024,
-    rope_theta=200.0,
-    mrope_section=(2, 3, 11),
+    rope_theta=30.0,
+    mrope_section=(1, 6, 9),
     max_position_embeddings=4096,
     torch_dtype="bfloat16",
     vision_config=VisionConfig(depth=4, embed_dim=128, hidden_size=192, num_heads=4),
@@ -40,6 +40,7 @@ DEMO = replace(
 # Root mean square of what enters the layers. What they add has to begin no larger, or a word is lost among the sums of
 # all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
 _STREAM = 0.07
+_STRENGTHS = (0.0, 4.5, 10.0)  # of the frequencies of time, rows and columns, the last of which turn slowest
 TOKENS = (16, 30)  # of a picture: all are brought to about the same size, whatever they come in
 
 
@@ -103,6 +104,8 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
             std *= 0.5
         elif name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")):
             std *= _STREAM
+        elif name.endswith(("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")):
+            std *= 0.25  # what stands there does not drown where it stands
         return [rng.normal(0, std, shape).astype(np.float32)]
 
     write_weights(folder, shapes, config.torch_dtype, produce, metadata_format="pt", shard_bytes=None)
@@ -117,8 +120,10 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     """Biases of queries and keys with which some heads look at a fixed distance from the start, by parameter name.
 
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
-    first layers of the tower see as a convolution does, each head one neighbour, and three heads of the first language
-    layer see the last three words, which is the first step to repeating one. All of it can be unlearnt.
+    first layers of the tower see as a convolution does, each head one neighbour. Three heads of the first language layer
+    see the last three words, which is the first step to repeating one. Two tell the rows and the columns of a picture
+    apart: the token of row h looks at the word 6 - h before the picture, another one in each row, and so with columns.
+    All of it can be unlearnt.
     """
     made = {}
     vision = config.vision_config
@@ -132,15 +137,20 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
             bias[0, head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
             bias[1, head] = np.concatenate([scale, np.zeros_like(scale)])
         made[f"visual.blocks.{layer}.attn.qkv.bias"] = bias.reshape(3 * width)
-    dim = config.head_dim
+    dim, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     angles = inverse_frequencies(dim, config.rope_theta)
-    scale = np.where(np.arange(dim // 2) < dim // 4, 4.2, 0.0)
+    axes = mrope_axes(config.mrope_section)
+    scale = np.choose(axes, _STRENGTHS)
     queries = np.zeros((config.num_attention_heads, dim), np.float32)
     keys = np.zeros((config.num_key_value_heads, dim), np.float32)
-    keys[0] = np.concatenate([scale, np.zeros_like(scale)])
-    for head in range(config.num_attention_heads // config.num_key_value_heads):
-        turns = -(head + 1) * angles
-        queries[head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
+    near = np.arange(dim // 2) < dim // 4
+    keys[0] = np.concatenate([np.where(near, 4.2, 0.0), np.zeros(dim // 2)])
+    keys[1] = np.concatenate([scale, np.zeros(dim // 2)])
+    looks = [(0, -back, np.where(near, 4.2, 0.0)) for back in (1, 2, 3)]
+    looks += [(1, -6, np.where(axes == 1, scale, 0.0)), (1, -8, np.where(axes == 2, scale, 0.0))]
+    for number, (kv_head, distance, strength) in enumerate(looks):
+        turns = distance * angles
+        queries[kv_head * group + number % group] = np.concatenate([strength * np.cos(turns), strength * np.sin(turns)])
     made["model.layers.0.self_attn.q_proj.bias"] = queries.reshape(-1)
     made["model.layers.0.self_attn.k_proj.bias"] = keys.reshape(-1)
     return made
