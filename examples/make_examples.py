@@ -36,9 +36,9 @@ def plain(width: int, height: int) -> Image.Image:
 def shapes() -> Scene:
     """A large red circle, a small blue square and a small green star, 640x480."""
     things = (
-        thing("circle", "red", "large", (170, 220), 230),
-        thing("square", "blue", "small", (410, 110), 115),
-        thing("star", "green", "small", (530, 350), 125),
+        thing("circle", "red", "large", (170, 230), 265),
+        thing("square", "blue", "small", (420, 120), 152),
+        thing("star", "green", "small", (530, 360), 158),
     )
     return Scene(640, 480, plain(640, 480), things)
 
@@ -74,11 +74,11 @@ def word() -> Image.Image:
 
 def moving() -> tuple[Image.Image, ...]:
     """Three seconds of 160x120: a red circle goes from left to right above a green square that stands still."""
-    square = thing("square", "green", None, (80, 92), 32)
+    square = thing("square", "green", None, (80, 90), 40)
     ground = plain(160, 120)
     frames = []
     for index in range(24):
-        ball = thing("circle", "red", None, (24 + 112 * index / 23, 36), 34)
+        ball = thing("circle", "red", None, (26 + 108 * index / 23, 34), 42)
         frames.append(Scene(160, 120, ground, (ball, square)).draw())
     return tuple(frames)
 

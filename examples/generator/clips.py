@@ -71,7 +71,7 @@ def write_clip(path: Path, frames: tuple[Image.Image, ...]) -> None:
 
 def _thing(rng: np.random.Generator, short: float) -> Thing:
     kind, colour = pick(rng, SHAPES), pick(rng, tuple(COLOURS))
-    side = short * rng.uniform(0.22, 0.32)
+    side = short * rng.uniform(0.3, 0.38)
     return Thing(kind, colour, None, Box(0, 0, side, side), shade(rng, COLOURS[colour]))
 
 
@@ -92,7 +92,7 @@ def _hero(rng: np.random.Generator, width: int, height: int) -> tuple[Thing, str
         start = thing.box.moved(begin, across) if dx else thing.box.moved(across, begin)
         return thing, way, [start.moved(dx * travel * n / 4, dy * travel * n / 4) for n in range(5)]
     way = pick(rng, ("turns", "appears", "vanishes", "grows", "shrinks"))
-    full = thing.box.scaled(1.8) if way in ("grows", "shrinks") else thing.box
+    full = thing.box.scaled(1.6) if way in ("grows", "shrinks") else thing.box
     x, y = rng.uniform(0, width - full.width), rng.uniform(0, height - full.height)
     full = full.moved(x - full.left, y - full.top)
     return replace(thing, box=full), way, [full]

@@ -40,7 +40,7 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     if split == EASY:
         if kind < 0.4:
             return _about_scene(rng, shapes_scene(rng, most=2), turns, EASY_ASKS)
-        if kind < 0.75:
+        if kind < 0.82:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
     if kind < 0.42:

@@ -32,8 +32,8 @@ GROUNDS: tuple[Colour, ...] = (
 _TREE: Colour = (40, 120, 55)
 _SUN: Colour = (255, 205, 30)
 _CLOUD: Colour = (250, 250, 252)
-SMALL = (0.2, 0.28)  # sides of small and large things, as shares of the picture's shorter side
-LARGE = (0.42, 0.56)
+SMALL = (0.28, 0.36)  # sides of small and large things, as shares of the picture's shorter side
+LARGE = (0.5, 0.62)
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,17 @@ def plain_ground(rng: np.random.Generator, width: int, height: int) -> Image.Ima
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
+def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 4) -> Scene:
     """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting."""
     width, height = size or picture_size(rng)
     short = min(width, height)
-    count = int(rng.choice([1, 2, 3, 4, 5], p=[0.19, 0.24, 0.25, 0.2, 0.12]))
+    count = int(rng.choice([1, 2, 3, 4], p=[0.22, 0.3, 0.27, 0.21]))
     count = min(count, most)
     repeated = _look(rng) if count >= 2 and rng.random() < 0.45 else None
     things: list[Thing] = []
     for _ in range(count):
         kind, colour = repeated if repeated and rng.random() < 0.65 else _look(rng)
-        large = rng.random() < (0.6 if count <= 2 else 0.3 if count <= 4 else 0.0)
+        large = rng.random() < (0.5 if count <= 2 else 0.15)
         low, high = LARGE if large else SMALL
         side = rng.uniform(low, high) * short
         box = free_place(rng, (side, side), (0, 0, width, height), [thing.box for thing in things], short)

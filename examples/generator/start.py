@@ -41,7 +41,7 @@ DEMO = replace(
 # all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
 _STREAM = 0.07
 _STRENGTHS = (0.0, 4.5, 10.0)  # of the frequencies of time, rows and columns, the last of which turn slowest
-TOKENS = (16, 30)  # of a picture: all are brought to about the same size, whatever they come in
+TOKENS = (25, 42)  # of a picture: all are brought to about the same size, whatever they come in
 
 
 def learn_merges(samples: int = 4000) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
     first layers of the tower see as a convolution does, each head one neighbour. Three heads of the first language layer
     see the last three words, which is the first step to repeating one. Two tell the rows and the columns of a picture
-    apart: the token of row h looks at the word 6 - h before the picture, another one in each row, and so with columns.
+    apart: the token of row h looks at the word 7 - h before the picture, another one in each row, and so with columns.
     All of it can be unlearnt.
     """
     made = {}
@@ -147,7 +147,7 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     keys[0] = np.concatenate([np.where(near, 4.2, 0.0), np.zeros(dim // 2)])
     keys[1] = np.concatenate([scale, np.zeros(dim // 2)])
     looks = [(0, -back, np.where(near, 4.2, 0.0)) for back in (1, 2, 3)]
-    looks += [(1, -6, np.where(axes == 1, scale, 0.0)), (1, -8, np.where(axes == 2, scale, 0.0))]
+    looks += [(1, -7, np.where(axes == 1, scale, 0.0)), (1, -10, np.where(axes == 2, scale, 0.0))]
     for number, (kv_head, distance, strength) in enumerate(looks):
         turns = distance * angles
         queries[kv_head * group + number % group] = np.concatenate([strength * np.cos(turns), strength * np.sin(turns)])
