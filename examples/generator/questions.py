@@ -291,11 +291,12 @@ ASKS: tuple[tuple[Ask, float], ...] = (
 )
 # Without boxes, and with more of what one thing alone can answer.
 EASY_ASKS: tuple[tuple[Ask, float], ...] = (
-    (describe, 0.7),
-    (how_many, 0.7),
-    (is_there, 1.0),
-    (colour_of, 1.5),
-    (shape_of, 2.0),
+    (describe, 1.0),
+    (in_detail, 1.5),
+    (how_many, 0.5),
+    (is_there, 0.7),
+    (colour_of, 1.0),
+    (shape_of, 1.5),
     (where_is, 1.5),
     (relation, 0.7),
 )

@@ -11,7 +11,7 @@ from PIL import Image
 from examples.generator.beyond import beyond, greeting
 from examples.generator.clips import Clip, clip
 from examples.generator.pairs import pair
-from examples.generator.questions import ASKS, EASY_ASKS, Ask, describe, in_detail
+from examples.generator.questions import ASKS, EASY_ASKS, Ask, describe
 from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
@@ -38,11 +38,10 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
     if split == EASY:
-        if kind < 0.4:
-            return _about_scene(rng, shapes_scene(rng, most=2), turns, EASY_ASKS)
-        if kind < 0.82:
-            return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
-        return _about_text(rng, 1, longest=3)
+        if kind < 0.9:
+            most, asks = (1, EASY_ASKS) if kind < 0.65 else (2, EASY_ASKS)
+            return _about_scene(rng, shapes_scene(rng, most=most), turns, asks)
+        return _about_text(rng, 1, longest=1)
     if kind < 0.42:
         return _about_scene(rng, shapes_scene(rng), turns)
     if kind < 0.50:
