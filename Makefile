@@ -36,13 +36,19 @@ demo: $(VENV)/.run native ## install, then let the demo model answer about pictu
 	$(ASK) examples/shapes.png examples/changed.png --prompt "What is the difference between the two pictures?"
 	$(ASK) examples/moving.mp4 --prompt "What happens in the clip?"
 
-DATA := $(BUILD)/demo
-demo-model: $(VENV)/.dev ## make the demo model's data and train it from nothing, about an hour and a half on two cores
-	$(BIN)/python -m examples.generator $(DATA)/data --samples 60000
-	$(BIN)/python -m examples.generator.start $(DATA)/start
-	$(BIN)/qvl finetune --profile demo-train --model $(DATA)/start --data $(DATA)/data/data.jsonl -o $(DATA)/run \
-		--resume --plot $(DATA)/loss.png
-	$(BIN)/python -m examples.generator.evaluate --model $(DATA)/run/model --json $(DATA)/accuracy.json
+# Three runs, each from where the one before ended; interrupted, the target goes on where it was.
+MADE  := $(BUILD)/demo
+TEACH := $(BIN)/qvl finetune --profile demo-train --resume
+demo-model: $(VENV)/.dev native ## make the demo model's data and train it from nothing, about an hour and a half on two cores
+	$(BIN)/python -m examples.generator.start $(MADE)/start
+	$(BIN)/python -m examples.generator $(MADE)/one --split one --samples 24000
+	$(TEACH) --model $(MADE)/start --data $(MADE)/one/data.jsonl -o $(MADE)/run-one \
+		--set training.train='[merger, language]' --set training.learning_rate=1.2e-3 --set training.schedule=constant
+	$(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
+	$(TEACH) --model $(MADE)/run-one/model --data $(MADE)/few/data.jsonl -o $(MADE)/run-few --set training.schedule=constant
+	$(BIN)/python -m examples.generator $(MADE)/all --samples 60000
+	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all --plot $(MADE)/loss.png
+	$(BIN)/python -m examples.generator.evaluate --model $(MADE)/run-all/model --json $(MADE)/accuracy.json
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .

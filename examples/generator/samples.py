@@ -11,12 +11,12 @@ from PIL import Image
 from examples.generator.beyond import beyond, greeting
 from examples.generator.clips import Clip, clip
 from examples.generator.pairs import pair
-from examples.generator.questions import ASKS, EASY_ASKS, Ask, describe
+from examples.generator.questions import ASKS, EASY_ASKS, Ask, describe, in_detail
 from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
 
-EASY = "easy"
+ONE, FEW = "one", "few"
 TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 
 
@@ -32,16 +32,21 @@ class Sample:
 def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     """Sample `number` of a split. turns: at most so many questions about one picture.
 
-    The split "easy" is what to begin with: few things, short texts, and no boxes, which are noise to a model that sees
-    nothing yet.
+    Two splits are easier than the others, to begin with: "one" has mostly one thing in a picture or one letter, "few"
+    has up to three. Neither asks for boxes, which are noise to a model that sees nothing yet.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
-    if split == EASY:
+    if split == ONE:
         if kind < 0.9:
-            most, asks = (1, EASY_ASKS) if kind < 0.65 else (2, EASY_ASKS)
-            return _about_scene(rng, shapes_scene(rng, most=most), turns, asks)
+            return _about_scene(rng, shapes_scene(rng, most=1 if kind < 0.65 else 2), turns, EASY_ASKS)
         return _about_text(rng, 1, longest=1)
+    if split == FEW:
+        if kind < 0.4:
+            return _about_scene(rng, shapes_scene(rng, most=2), turns, EASY_ASKS)
+        if kind < 0.82:
+            return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
+        return _about_text(rng, 1, longest=3)
     if kind < 0.42:
         return _about_scene(rng, shapes_scene(rng), turns)
     if kind < 0.50:
