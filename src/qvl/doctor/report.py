@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from qvl import machine
@@ -35,6 +35,8 @@ def diagnose(wish: Wish) -> Report:
     threads = _threads(wish.threads, problems, remarks)
     shapes, amiss = subjects(wish.profile)
     remarks += amiss
+    if wish.profile is None:  # then the wish is about all of them
+        shapes = [replace(shape, quantize=wish.quantize, cache_dtype=wish.cache_dtype) for shape in shapes]
     question = {
         "device": wish.device,
         "dtype": wish.dtype,

@@ -30,7 +30,8 @@ class Subject:
     max_pixels: int | None
     max_context: int | None
     new_tokens: int
-    quantize: str = "none"
+    quantize: str = "auto"
+    cache_dtype: str = "auto"
     asked: bool = False
 
     @property
@@ -68,6 +69,7 @@ def subject_of(profile: Profile, *, asked: bool = False) -> Subject:
         max_context=profile.max_context,
         new_tokens=profile.generation.max_new_tokens,
         quantize=profile.quantize,
+        cache_dtype=profile.cache_dtype,
         asked=asked,
     )
 

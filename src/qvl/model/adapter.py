@@ -223,7 +223,7 @@ def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Call
 
 
 def _adding(down: paddle.Tensor, up: paddle.Tensor, start: int) -> Callable[..., paddle.Tensor]:
-    """A hook that adds x down up to what a layer makes of x, from its output `start` on; down: [in, r], up: [r, out]."""
+    """A hook that adds x down up to what a layer makes of x, from output `start` on; down: [in, r], up: [r, out]."""
     import paddle
 
     def add(_layer: nn.Layer, inputs: tuple[paddle.Tensor, ...], output: paddle.Tensor) -> paddle.Tensor:

@@ -197,7 +197,8 @@ class Mapped:
                 if (tensor.dtype, tensor.shape) != wanted[name]:
                     dtype, shape = wanted[name]
                     raise CheckpointError(
-                        f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, config.json asks for {dtype} {list(shape)}"
+                        f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                        f"config.json asks for {dtype} {list(shape)}"
                     )
             self._arrays |= _mapped(path, stored)
         missing = sorted(wanted.keys() - self._arrays.keys())
@@ -222,8 +223,6 @@ def _mapped(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Array]
     if hasattr(mmap, "MADV_WILLNEED"):
         memory.madvise(mmap.MADV_WILLNEED)  # read ahead, while the rest of the model is made
     return {
-        name: np.frombuffer(
-            memory, STORED_DTYPES[t.dtype], math.prod(t.shape), t.offset
-        ).reshape(t.shape)
+        name: np.frombuffer(memory, STORED_DTYPES[t.dtype], math.prod(t.shape), t.offset).reshape(t.shape)
         for name, t in tensors.items()
     }

@@ -113,6 +113,16 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {name: (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
 
+def tensor_names(config: ModelConfig, quantization: Quantization) -> list[str]:
+    """The tensors of a folder that `qvl quantize` wrote."""
+    matrices = matrix_shapes(config)
+    names = []
+    for name in parameter_shapes(config):
+        scheme = quantization.scheme_of(name) if name in matrices else None
+        names += [name] if scheme is None else [f"{name}.{key}" for key in scheme.arrays]
+    return names
+
+
 def stored_quantization(folder: Path) -> Quantization | None:
     """What the weights of a folder that `qvl quantize` wrote are; None for any other. Raises CheckpointError."""
     path = folder / "config.json"

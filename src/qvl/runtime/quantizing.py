@@ -1,0 +1,51 @@
+"""Quantising a checkpoint once and for all, for the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvl import environment
+
+environment.prepare()
+
+from qvl.errors import UsageError  # noqa: E402
+from qvl.model.checkpoint import Layout  # noqa: E402
+from qvl.model.packed_store import Progress, quantise_folder  # noqa: E402
+from qvl.model.quantization import DEFAULT_GROUP, DEFAULT_SYMMETRIC, WIDTHS, Quantization  # noqa: E402
+from qvl.ops import native  # noqa: E402
+from qvl.ops.packing import GROUPS  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How to quantise. group, symmetric: of int4; None is what suits it best."""
+
+    width: str = "int4"
+    group: int | None = None
+    symmetric: bool | None = None
+    layout: Layout | None = None
+    force: bool = False
+
+
+def quantize(source: Path, out: Path, wish: Wish, on_progress: Progress | None = None) -> int:
+    """Write a quantised copy of a checkpoint folder; returns the bytes of its weights.
+
+    Raises UsageError for the wish, CheckpointError for the folders.
+    """
+    width = next((width for width in WIDTHS if width == wish.width), None)
+    if width is None:
+        raise UsageError(f"--quant {wish.width}: one of {', '.join(WIDTHS)} was expected")
+    if width != "int4" and (wish.group is not None or wish.symmetric is not None):
+        raise UsageError(f"--group and --symmetric are for int4; {width} has one scale an output or none")
+    group = DEFAULT_GROUP if wish.group is None else wish.group
+    if group not in GROUPS:
+        raise UsageError(f"--group {group}: one of {', '.join(map(str, GROUPS))} was expected")
+    symmetric = DEFAULT_SYMMETRIC if wish.symmetric is None else wish.symmetric
+    chosen = Quantization.of(width, group, symmetric)
+    return quantise_folder(source, out, chosen, layout=wish.layout, force=wish.force, on_progress=on_progress)
+
+
+def why_slow() -> str | None:
+    """Why quantising takes minutes in place of seconds, or None where it does not."""
+    return native.why_not()
