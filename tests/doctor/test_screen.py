@@ -83,7 +83,7 @@ def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypa
     assert set(fits) == {("demo",), ("2b", "2b-base"), ("7b", "7b-base"), ("72b", "72b-base")}
     small = fits["2b", "2b-base"]
     assert small["weights"] == weight_bytes(FULL_2B, "float32") == 4 * 2_208_985_600
-    assert small["cache"] == cache_bytes(FULL_2B, 32768, 4)
+    assert small["cache"] == cache_bytes(FULL_2B, 32768, "float32")
     assert small["total"] == small["weights"] + small["cache"] + max(small["vision"], small["prefill"])
     assert small["weights"] < small["least"] < small["total"]
     assert {fit["verdict"] for fit in report["fits"]} == {"full"}
@@ -138,7 +138,7 @@ def test_a_shorter_context_is_another_question(
     arguments = ("--json", "--model", str(tiny_checkpoint), "--set")
     fits = [as_json(doctor(*arguments, f"max_context={tokens}"))[1]["fits"][0] for tokens in (4096, 8192)]
     assert [fit["context"] for fit in fits] == [4096, 8192]
-    assert 2 * fits[0]["cache"] == fits[1]["cache"] == cache_bytes(TINY, 8192, 4)
+    assert 2 * fits[0]["cache"] == fits[1]["cache"] == cache_bytes(TINY, 8192, "float32")
     assert all(fit["asked"] for fit in fits)
 
 

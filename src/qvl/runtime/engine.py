@@ -144,8 +144,7 @@ class Engine:
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
 
-        Raises CheckpointError when the folder is already there, and UsageError when adapters are in use, where the
-        weights are those of the base, or they are quantised.
+        Raises CheckpointError when the folder is already there, UsageError with adapters or quantised weights.
         """
         if self.quantization is not None:
             raise UsageError("quantised weights are written by 'qvl quantize'")
@@ -190,10 +189,10 @@ class Engine:
 
         promised: bytes that look free and are not. held: tokens of the prompt that a cache has, and its capacity.
         """
-        dtype, loaded = self.placement.dtype, self._model is not None
-        weights = 0 if loaded else memory.weight_bytes(self.config, dtype, self.adapters, self.quantization)
-        cache = memory.Held(self.cache_dtype, *held)
-        need = memory.need(self.config, prompt, self.room(prompt, sampling), dtype, weights, cache)
+        dtype, room, cache = self.placement.dtype, self.room(prompt, sampling), memory.Held(self.cache_dtype, *held)
+        loading = self._model is None
+        weights = memory.weight_bytes(self.config, dtype, self.adapters, self.quantization) if loading else 0
+        need = memory.need(self.config, prompt, room, dtype, weights, cache)
         memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
@@ -242,8 +241,6 @@ class Engine:
         included, is the `error` of its result and stops no other.
         """
         return serve(self, requests, batch_size=batch_size, check_memory=check_memory)
-
-    # What streams, sessions and batches are made of.
 
     def room(self, prompt: Prompt, sampling: Sampling) -> int:
         """How many tokens an answer may have. Raises ContextLimitError when the prompt leaves none."""
