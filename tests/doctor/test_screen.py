@@ -12,6 +12,8 @@ import psutil
 import pytest
 
 from qvl.hub.random_checkpoint import TINY
+from qvl.model.packed_store import quantise_folder
+from qvl.model.quantization import WIDTHS, Quantization
 from qvl.model.shapes import FULL_2B
 from qvl.runtime.cache import cache_bytes
 from qvl.runtime.memory import weight_bytes
@@ -72,14 +74,15 @@ def test_the_json_has_every_part(doctor: Run) -> None:
     assert report["memory"]["total"] == psutil.virtual_memory().total
     bodies = {op["body"] for op in report["ops"]["ops"]}
     assert bodies <= {"native", "composed"} and ("native" in bodies) == report["ops"]["built"]
-    assert report["asked"] == {"profile": None, "model": None, "device": "auto", "dtype": "auto", "threads": None}
+    asked = {"profile": None, "model": None, "device": "auto", "dtype": "auto", "threads": None}
+    assert report["asked"] == {**asked, "quantize": "auto", "cache_dtype": "auto"}
 
 
 @pytest.mark.usefixtures("here")
 def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 400)
     _, report = as_json(doctor("--json"))
-    fits = {tuple(fit["profiles"]): fit for fit in report["fits"]}
+    fits = {tuple(fit["profiles"]): fit for fit in report["fits"] if fit["quantize"] == "none"}
     assert set(fits) == {("demo",), ("2b", "2b-base"), ("7b", "7b-base"), ("72b", "72b-base")}
     small = fits["2b", "2b-base"]
     assert small["weights"] == weight_bytes(FULL_2B, "float32") == 4 * 2_208_985_600
@@ -88,6 +91,52 @@ def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypa
     assert small["weights"] < small["least"] < small["total"]
     assert {fit["verdict"] for fit in report["fits"]} == {"full"}
     assert {fit["usable_context"] for fit in report["fits"]} == {32768}
+
+
+@pytest.mark.usefixtures("here")
+def test_every_width_has_its_row(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 400)
+    _, report = as_json(doctor("--json"))
+    fits = [fit for fit in report["fits"] if "2b" in fit["profiles"]]
+    assert [fit["quantize"] for fit in fits] == ["none", *WIDTHS]
+    for fit in fits[1:]:
+        assert fit["weights"] == weight_bytes(FULL_2B, "float32", (), Quantization.of(fit["quantize"]))
+    whole, half, quarter, eighth = (fit["weights"] for fit in fits)
+    assert whole > 1.99 * half > 3.9 * quarter > 4.5 * eighth
+    rows = [line.split() for line in doctor()[1].splitlines() if "2b, 2b-base" in line]
+    assert [row[2] for row in rows] == ["float32", *WIDTHS]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_width_and_a_cache_that_are_asked_for_are_those_that_are_reckoned(
+    doctor: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 400)
+    _, all_of_them = as_json(doctor("--json", "--quant", "int4", "--cache-dtype", "int8"))
+    assert {fit["quantize"] for fit in all_of_them["fits"]} == {"int4"}
+    code, report = as_json(doctor("--json", "--profile", "demo", "--quant", "int8", "--cache-dtype", "int8"))
+    asked = next(fit for fit in report["fits"] if fit["asked"])
+    assert (code, asked["quantize"]) == (0, "int8")
+    assert asked["weights"] == weight_bytes(TINY, "float32", (), Quantization.of("int8"))
+    assert asked["cache"] == cache_bytes(TINY, 32768, "int8")
+    code, _, err = doctor("--quant", "int5")
+    assert code == 2 and "--quant" in err and "bf16, int8, int4" in err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_quantised_folder_is_known_and_what_is_wrong_with_it_said(
+    doctor: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    quantise_folder(tiny_checkpoint, out, Quantization.of("int4"))
+    code, report = as_json(doctor("--json", "--model", str(out)))
+    assert code == 0 and next(fit for fit in report["fits"] if fit["asked"])["quantize"] == "int4"
+    code, said, _ = doctor("-q", "--model", str(out), "--quant", "int8")
+    assert code == 1 and "quantised to int4; --quant int8" in " ".join(said.split())
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    code, said, _ = doctor("-q", "--model", str(out))
+    assert code == 1 and "tensors are missing, model.layers.3" in " ".join(said.split())
 
 
 @pytest.mark.usefixtures("here")
