@@ -362,5 +362,5 @@ def test_making_it_takes_no_more_than_the_result_and_one_tensor(width: Width, tm
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     taken, result, largest = map(int, run.stdout.split())
     source = (tmp_path / "model.safetensors").stat().st_size
-    assert result > 80 * 2**20 and source > 2 * result, "large enough for the figure to mean something"
+    assert result > 80 * 2**20 and source > 1.9 * result, "large enough for the figure to mean something"
     assert taken <= result + largest < source
