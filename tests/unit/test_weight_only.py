@@ -19,6 +19,7 @@ from qvl.model.quantization import Quantization
 from qvl.model.weight_only import WeightOnlyProjection
 from qvl.model.weights import load_model
 from qvl.runtime.decode import encode_vision, prompt_inputs
+from tests.conftest import CheckpointOf
 from tests.golden import GOLDEN
 from tests.unit.quantized_support import QUESTION, difference, engine
 
@@ -61,18 +62,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     return fake
 
 
+@pytest.mark.parametrize("variant", ["tiny", "untied", "paddle"])
 @pytest.mark.parametrize(("width", "group"), [("int8", -1), ("int4", 64)])
 def test_the_layers_are_quantised_and_all_else_stays(
-    width: Any, group: int, gpu: FakeGpu, tiny_checkpoint: Path
+    width: Any, group: int, variant: str, gpu: FakeGpu, checkpoint_variant: CheckpointOf
 ) -> None:
-    plain = engine(tiny_checkpoint)
-    model = load_quantised(tiny_checkpoint, plain.config, Quantization.for_gpu(width), dtype="float32")
+    folder = checkpoint_variant(variant)
+    plain = engine(folder)
+    model = load_quantised(folder, plain.config, Quantization.for_gpu(width), dtype="float32")
     assert set(gpu.asked) == {(f"weight_only_{width}", group)}
     assert len(gpu.asked) == 4 * plain.config.num_hidden_layers, "q, k and v are one, gate and up are one"
     assert all(layer.names[0].startswith("model.layers.") for layer in projections(model))
-    wanted = load_model(tiny_checkpoint, plain.config)
+    wanted = load_model(folder, plain.config)
     kept, original = dict(model.named_parameters()), dict(wanted.named_parameters())
-    assert "lm_head" not in kept and "model.embed_tokens.weight" in kept
+    assert ("lm_head.weight" in kept) == (variant == "untied") and "model.embed_tokens.weight" in kept
     for name, parameter in kept.items():
         np.testing.assert_array_equal(parameter.numpy(), original[name].numpy(), err_msg=name)
     # What is left of the weights, in the plain model.

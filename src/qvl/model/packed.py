@@ -91,12 +91,12 @@ def replace_linears(model: Qwen2VL, quantization: Quantization, make: Make = Pac
                 delattr(holder, name)
             full = [f"model.layers.{number}.{parent}.{name}" for name in names]
             setattr(holder, joined, _make(make, full, linears))
-    for name, layer in list(model.named_sublayers()):
+    layers = dict(model.named_sublayers(include_self=True))  # the model itself is ""
+    for name, layer in layers.items():
         kept = "patch_embed" in name or quantization.scheme_of(f"{name}.weight") is None
         if isinstance(layer, nn.Linear) and not kept:
             above, _, last = name.rpartition(".")
-            parent_layer = model if not above else dict(model.named_sublayers())[above]
-            parent_layer.add_sublayer(last, _make(make, [name], [layer]))
+            layers[above].add_sublayer(last, _make(make, [name], [layer]))
     if quantization.scheme_of(EMBEDDING) is not None:
         model.model.embed_tokens = PackedEmbedding()
     if quantization.vision is not None:

@@ -75,10 +75,11 @@ class Source:
         return PackedMatrix(how, n, k, **arrays)
 
     def floats(self, name: str) -> npt.NDArray[np.float32]:
-        """A small parameter whole, float32 in the Hugging Face layout."""
+        """A parameter whole, float32 in the Hugging Face layout."""
         entry = self.entries[name]
         whole = next(self._files[entry.path].rows(entry.name, max(1, entry.shape[0])))
-        return _widened(whole, entry.dtype).astype(np.float32).reshape(entry.shape)
+        values = _widened(whole, entry.dtype).reshape(entry.shape)
+        return values.T if len(entry.shape) == 2 and self._turned(name) else values
 
     def _turned(self, name: str) -> bool:
         """Whether the file has a matrix as its transpose, which an embedding never is."""
