@@ -124,6 +124,14 @@ def test_a_width_and_a_cache_that_are_asked_for_are_those_that_are_reckoned(
 
 
 @pytest.mark.usefixtures("here")
+def test_quantised_weights_without_native_ops_are_remarked_on(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qvl.ops.status.find_build", lambda: "no compiler was here")
+    said = "quantised weights are many times slower than others without native ops: no compiler was here"
+    assert said in as_json(doctor("--json", "--profile", "demo", "--quant", "int8"))[1]["remarks"]
+    assert said not in as_json(doctor("--json", "--profile", "demo"))[1]["remarks"]
+
+
+@pytest.mark.usefixtures("here")
 def test_a_quantised_folder_is_known_and_what_is_wrong_with_it_said(
     doctor: Run, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

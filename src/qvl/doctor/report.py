@@ -46,6 +46,8 @@ def diagnose(wish: Wish) -> Report:
     }
     answer, broken = probe.ask(question)
     paddle, ops, fits, training = _understood(answer, broken, problems)
+    if not ops.built and any(fit.asked and fit.device == "cpu" and fit.quantize != "none" for fit in fits):
+        remarks.append(f"quantised weights are many times slower than others without native ops: {ops.reason}")
     gpus = _gpus(paddle, remarks)
     found, unlisted = models()
     kept = store()
