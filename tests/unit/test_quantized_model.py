@@ -350,17 +350,56 @@ print(peak_bytes() - before, weight_bytes(config, "float32", (), chosen), 2 * co
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", ["int8", "int4"])
-def test_making_it_takes_no_more_than_the_result_and_one_tensor(width: Width, tmp_path: Path) -> None:
+def _wide(folder: Path) -> None:
+    """A checkpoint of 270 MB in bfloat16."""
     config = replace(TINY, hidden_size=512, num_attention_heads=32, intermediate_size=8192, vocab_size=60_000)
     ids = {"image_token_id": 59_996, "video_token_id": 59_997}
     ids |= {"vision_start_token_id": 59_993, "vision_end_token_id": 59_994}
     config = replace(config, num_hidden_layers=8, **ids, vision_config=replace(config.vision_config, hidden_size=512))
-    write_checkpoint(tmp_path, config, dtype="bfloat16", tokenizer=False)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), width]
+    write_checkpoint(folder, config, dtype="bfloat16", tokenizer=False)
+
+
+def _figures(script: str, *arguments: str) -> list[int]:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", script, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    taken, result, largest = map(int, run.stdout.split())
+    return list(map(int, run.stdout.split()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", ["int8", "int4"])
+def test_making_it_takes_no_more_than_the_result_and_one_tensor(width: Width, tmp_path: Path) -> None:
+    _wide(tmp_path)
+    taken, result, largest = _figures(MEASURE, str(tmp_path), width)
     source = (tmp_path / "model.safetensors").stat().st_size
     assert result > 80 * 2**20 and source > 1.9 * result, "large enough for the figure to mean something"
     assert taken <= result + largest < source
+
+
+MAPPED = """
+import re, sys
+from pathlib import Path
+from qvl import environment
+environment.prepare()
+import paddle
+from qvl.model.config import ModelConfig
+from qvl.model.packed_weights import load_quantised
+from qvl.model.quantization import stored_quantization
+folder = Path(sys.argv[1])
+def own():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+paddle.matmul(paddle.ones([64, 64]), paddle.ones([64, 64]))
+before = own()
+model = load_quantised(folder, ModelConfig.from_folder(folder), stored_quantization(folder))
+print(own() - before, (folder / "model.safetensors").stat().st_size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stored_model_takes_no_memory_of_its_own_for_its_weights(tmp_path: Path) -> None:
+    _wide(tmp_path / "source")
+    quantise_folder(tmp_path / "source", tmp_path / "out", Quantization.of("int8"))
+    own, stored = _figures(MAPPED, str(tmp_path / "out"))
+    assert stored > 100 * 2**20
+    assert own < stored / 10
