@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qvl.messages import Image, Message
+from qvl.model.packed import PackedProjection, Projection
 from qvl.model.packing import Source
 from qvl.model.quantization import Quantization, Width, matrix_shapes
 from qvl.model.weights import laid_out
-from qvl.ops.linear import unpack
+from qvl.ops.linear import PackedLinear, unpack
 from qvl.profile import Profile
 from qvl.runtime.engine import Engine
 from qvl.runtime.records import Sampling
@@ -54,3 +55,9 @@ def difference(got: Logits, wanted: Logits) -> float:
 
 def cosine(got: Logits, wanted: Logits) -> float:
     return float(got @ wanted / np.linalg.norm(got) / np.linalg.norm(wanted))
+
+
+def packed_weights(layer: Projection) -> list[PackedLinear]:
+    """The matrices of a projection, one for each of its names."""
+    assert isinstance(layer, PackedProjection)
+    return layer.weights if isinstance(layer.weights, list) else [layer.weights]
