@@ -1,0 +1,147 @@
+"""Norms and gates that learn: native in both directions, and known to Paddle's autograd.
+
+What holds for each of them. What a backward pass needs goes through `save_for_backward`, so that recomputation can
+leave it out, and is contiguous, since recomputation hands it back as if it were. An output is saved detached: it would
+keep its own graph alive. Which gradients are wanted is noted in the forward pass, from the inputs themselves, since
+what comes back after a recomputation may say otherwise. There are no gradients of gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle.autograd import PyLayer
+
+from qvl.ops import native
+from qvl.ops.bodies import dense
+
+Wanted = tuple[bool, ...]
+
+
+def wanted(*inputs: paddle.Tensor) -> Wanted:
+    """Whose gradients a backward pass has to give."""
+    return tuple(not tensor.stop_gradient for tensor in inputs)
+
+
+class RmsNorm(PyLayer):
+    """`rms_norm`: x, weight, epsilon."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, weight)
+        x = dense(x)
+        ctx.save_for_backward(x, weight)
+        return ctx.module.rms_norm(x, weight, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        return ctx.module.rms_norm_grad(x, weight, ctx.epsilon, dense(grad), None, (*ctx.wanted, False))[:2]
+
+
+class AddRmsNorm(PyLayer):
+    """`add_rms_norm`: x, delta, weight, epsilon."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, delta, weight)
+        total, normal = ctx.module.add_rms_norm(dense(x), dense(delta), weight, epsilon)
+        ctx.save_for_backward(total.detach(), weight)
+        return total, normal
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: paddle.Tensor, grad: paddle.Tensor) -> Any:
+        total, weight = ctx.saved_tensor()
+        x, delta, learns = ctx.wanted
+        both, to_weight, _ = ctx.module.rms_norm_grad(
+            total, weight, ctx.epsilon, dense(grad), dense(grad_total), (x or delta, learns, False)
+        )
+        return both if x else None, both if delta else None, to_weight
+
+
+class LayerNorm(PyLayer):
+    """`layer_norm`: x, weight, bias, epsilon."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float
+    ) -> paddle.Tensor:
+        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, weight, bias)
+        x = dense(x)
+        ctx.save_for_backward(x, weight)
+        return ctx.module.layer_norm(x, weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        return ctx.module.layer_norm_grad(x, weight, ctx.epsilon, dense(grad), None, ctx.wanted)
+
+
+class AddLayerNorm(PyLayer):
+    """`add_layer_norm`: x, delta, weight, bias, epsilon."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: paddle.Tensor,
+        delta: paddle.Tensor,
+        weight: paddle.Tensor,
+        bias: paddle.Tensor,
+        epsilon: float,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, delta, weight, bias)
+        total, normal = ctx.module.add_layer_norm(dense(x), dense(delta), weight, bias, epsilon)
+        ctx.save_for_backward(total.detach(), weight)
+        return total, normal
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: paddle.Tensor, grad: paddle.Tensor) -> Any:
+        total, weight = ctx.saved_tensor()
+        x, delta, *learn = ctx.wanted
+        both, to_weight, to_bias = ctx.module.layer_norm_grad(
+            total, weight, ctx.epsilon, dense(grad), dense(grad_total), (x or delta, *learn)
+        )
+        return both if x else None, both if delta else None, to_weight, to_bias
+
+
+class Swiglu(PyLayer):
+    """`swiglu`: gate, up; or both in one."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor | None) -> paddle.Tensor:
+        ctx.module = native.library()
+        gate = dense(gate)
+        if up is None:
+            ctx.wanted = wanted(gate)
+            ctx.save_for_backward(gate)
+        else:
+            ctx.wanted = wanted(gate, up)
+            up = dense(up)
+            ctx.save_for_backward(gate, up)
+        return ctx.module.swiglu(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        gate, *up = ctx.saved_tensor()
+        made = ctx.module.swiglu_grad(gate, up[0] if up else None, dense(grad))
+        given = tuple(one if asked else None for one, asked in zip(made, ctx.wanted, strict=False))
+        return given if up else given[0]
+
+
+class QuickGelu(PyLayer):
+    """`quick_gelu`: x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor) -> paddle.Tensor:
+        ctx.module = native.library()
+        x = dense(x)
+        ctx.save_for_backward(x)
+        return ctx.module.quick_gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        (x,) = ctx.saved_tensor()
+        return ctx.module.quick_gelu_grad(x, dense(grad))
