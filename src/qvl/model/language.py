@@ -58,6 +58,10 @@ class Attention(nn.Layer):
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
             projected = ops.Projected(self.q_proj(x), self.k_proj(x), self.v_proj(x), None, *rotary)
             return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl))
+        if rotary[0].ndim == 2:
+            projected_rows = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            out = ops.rotary_attention(projected_rows, *rotary, self.head_dim, lengths, impl=self.impl)
+            return self.o_proj(out)
         qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
         qk = ops.apply_rotary(qk, *rotary)
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
@@ -145,7 +149,7 @@ class LanguageModel(nn.Layer):
         """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
         angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
         # One op from the projections to the rows of attention, where there is a body for it, takes the shorter tables.
-        fused = caches is not None and ops.runs_natively(hidden)
+        fused = ops.works_natively(hidden) if caches is None else ops.runs_natively(hidden)
         rotary = ops.half_tables(angles) if fused else ops.rotary_tables(angles, self._rotated_heads)
         for layer in self.layers:
             if self.recompute and self.training:

@@ -112,7 +112,7 @@ class VisionTower(nn.Layer):
         lengths = [(h * w, h * w) for t, h, w in grids for _ in range(t)]
         x = self.patch_embed(patches)
         # One op from the projection to the rows of attention, where there is a body for it, takes the shorter tables.
-        fused = ops.runs_natively(x)
+        fused = ops.works_natively(x)
         cos, sin = ops.half_tables(table) if fused else ops.rotary_tables(table, 2 * self.config.num_heads)
         for block in self.blocks:
             x = block(x, cos, sin, lengths)

@@ -36,16 +36,18 @@ def runs_natively(*tensors: paddle.Tensor) -> bool:
     return module_for(*tensors) is not None
 
 
+def works_natively(*tensors: paddle.Tensor) -> bool:
+    """Whether native bodies can work on these tensors, for inference or in training."""
+    if native.library() is None or not paddle.in_dynamic_mode():
+        return False
+    return all(tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() for tensor in tensors)
+
+
 def learns_natively(*tensors: paddle.Tensor) -> bool:
     """Whether a gradient is recorded for one of these tensors and native bodies can work on all of them."""
-    if native.library() is None or not (paddle.is_grad_enabled() and paddle.in_dynamic_mode()):
+    if not paddle.is_grad_enabled() or all(tensor.stop_gradient for tensor in tensors):
         return False
-    learns = False
-    for tensor in tensors:
-        if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
-            return False
-        learns = learns or not tensor.stop_gradient
-    return learns
+    return works_natively(*tensors)
 
 
 def dense(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -1,4 +1,4 @@
-"""Norms and gates that learn: native in both directions, and known to Paddle's autograd.
+"""Ops that learn: native in both directions, and known to Paddle's autograd.
 
 What holds for each of them. What a backward pass needs goes through `save_for_backward`, so that recomputation can
 leave it out, and is contiguous, since recomputation hands it back as if it were. An output is saved detached: it would
@@ -8,6 +8,8 @@ what comes back after a recomputation may say otherwise. There are no gradients 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
@@ -145,3 +147,56 @@ class QuickGelu(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> Any:
         (x,) = ctx.saved_tensor()
         return ctx.module.quick_gelu_grad(x, dense(grad))
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """What attention is told beside tensors. spans: (queries, keys) of each sequence."""
+
+    heads: int
+    kv_heads: int
+    spans: Sequence[tuple[int, int]]
+    causal: bool
+
+
+class Attention(PyLayer):
+    """Attention over sequences, with q and k turned first where there are tables.
+
+    plan; q, k, v: [N, heads * D] and twice [M, kv_heads * D], or [N, heads, D] and so on; or all three side by side in
+    q [N, ...], and k and v None. cos, sin: float32 [M, D/2], or None. The result is shaped as q, or [N, heads * D].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: AttentionPlan,
+        q: paddle.Tensor,
+        k: paddle.Tensor | None,
+        v: paddle.Tensor | None,
+        cos: paddle.Tensor | None,
+        sin: paddle.Tensor | None,
+    ) -> paddle.Tensor:
+        given = [None if x is None else dense(x) for x in (q, k, v, cos, sin)]
+        ctx.module, ctx.plan = native.library(), plan
+        # The tables are constants.
+        ctx.wanted = [not x.stop_gradient for x in given[:3] if x is not None]
+        ctx.places = [i for i, x in enumerate(given) if x is not None]
+        out, log_sums = ctx.module.attention_learning(*_operands(given, plan))
+        ctx.save_for_backward(out.detach(), log_sums, *(x for x in given if x is not None))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        out, log_sums, *kept = ctx.saved_tensor()
+        given: list[paddle.Tensor | None] = [None] * 5
+        for place, x in zip(ctx.places, kept, strict=True):
+            given[place] = x
+        made = ctx.module.attention_grad(*_operands(given, ctx.plan), out, log_sums, dense(grad))
+        gradients = [one if asked else None for one, asked in zip(made, ctx.wanted, strict=False)]
+        gradients += [None] * (len(kept) - len(gradients))
+        return gradients[0] if len(gradients) == 1 else tuple(gradients)
+
+
+def _operands(given: Sequence[paddle.Tensor | None], plan: AttentionPlan) -> tuple[Any, ...]:
+    q, k, v, cos, sin = given
+    return q, k, v, (cos, sin), plan.heads, plan.kv_heads, list(plan.spans), plan.causal

@@ -1,68 +1,18 @@
-"""Native ops that learn give the gradients of their composed bodies, for any shape, level and number of threads."""
+"""Norms and gates that learn give the gradients of their composed bodies, for any shape, level and threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import paddle
 import pytest
-from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.ops import native
-from tests.unit.ops.levels import LEVELS, each_level, normal
-
-Arrays = list[npt.NDArray[np.float32] | None]
-Op = Callable[..., paddle.Tensor | tuple[paddle.Tensor, ...]]
-
-# Of the largest element of a gradient: sums of up to some thousand float32 products in another order.
-EXACT = 1e-5
-
-
-def slopes(
-    mode: native.Mode,
-    level: str | None,
-    op: Op,
-    inputs: Sequence[paddle.Tensor],
-    *,
-    threads: int | None = None,
-    again: bool = False,
-) -> tuple[Arrays, Arrays]:
-    """Results of an op, and the gradients of a weighted sum of them. again: recomputed in the backward pass."""
-    copies = []
-    for tensor in inputs:
-        copy = tensor.clone().detach()
-        copy.stop_gradient = tensor.stop_gradient
-        copies.append(copy)
-    with native.using(mode, level=level, threads=threads if mode == "native" else None):
-        found = recompute(op, *copies, use_reentrant=False) if again else op(*copies)
-        results = found if isinstance(found, tuple) else (found,)
-        total = sum((out * normal(*out.shape, seed=90 + i)).sum() for i, out in enumerate(results))
-        total.backward()
-    return [out.numpy() for out in results], [None if x.grad is None else x.grad.numpy() for x in copies]
-
-
-def learning(*tensors: paddle.Tensor) -> list[paddle.Tensor]:
-    for tensor in tensors:
-        tensor.stop_gradient = False
-    return list(tensors)
-
-
-def assert_slopes(level: str, op: Op, inputs: Sequence[paddle.Tensor], exact: float = EXACT) -> None:
-    """Native gradients at a level are the composed ones, and there are none that were not asked for."""
-    results, gradients = slopes("native", level, op, inputs)
-    expected_results, expected = slopes("composed", None, op, inputs)
-    for found, wanted in zip(results, expected_results, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=exact, atol=exact * max(1.0, float(np.abs(wanted).max())))
-    for tensor, found, wanted in zip(inputs, gradients, expected, strict=True):
-        if tensor.stop_gradient:
-            assert found is None
-            continue
-        assert found is not None and wanted is not None and found.shape == wanted.shape
-        np.testing.assert_allclose(found, wanted, rtol=exact, atol=exact * max(1.0, float(np.abs(wanted).max())))
-
+from tests.unit.ops.levels import each_level, normal
+from tests.unit.ops.slopes import EXACT, Op, assert_slopes, identical, learning, needs_native, slopes
 
 SIZES = [(1, 1), (1, 17), (7, 64), (33, 131), (281, 192), (100, 1536)]
 
@@ -144,11 +94,6 @@ def cases() -> dict[str, tuple[Op, list[paddle.Tensor]]]:
     }
 
 
-def identical(one: tuple[Arrays, Arrays], other: tuple[Arrays, Arrays]) -> None:
-    for first, second in zip([*one[0], *one[1]], [*other[0], *other[1]], strict=True):
-        np.testing.assert_array_equal(first, second)
-
-
 @each_level
 @pytest.mark.parametrize("name", cases())
 def test_threads_and_recomputation_change_no_bit(level: str, name: str) -> None:
@@ -159,7 +104,7 @@ def test_threads_and_recomputation_change_no_bit(level: str, name: str) -> None:
     identical(alone, slopes("native", level, op, inputs, threads=2, again=True))
 
 
-@pytest.mark.skipif(not LEVELS, reason="the native ops are not built")
+@needs_native
 @pytest.mark.parametrize("name", cases())
 def test_what_is_frozen_gets_no_gradient(name: str) -> None:
     op, inputs = cases()[name]
@@ -176,7 +121,7 @@ def test_what_is_frozen_gets_no_gradient(name: str) -> None:
                     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.skipif(not LEVELS, reason="the native ops are not built")
+@needs_native
 def test_rows_that_lie_apart_are_taken_as_they_are_meant() -> None:
     """A slice of the columns of a matrix, whose memory recomputation would hand back in another shape."""
     wide, weight = learning(normal(40, 96), normal(48, seed=2))
@@ -191,7 +136,7 @@ def test_rows_that_lie_apart_are_taken_as_they_are_meant() -> None:
             np.testing.assert_allclose(one, other, rtol=EXACT, atol=EXACT * 10)
 
 
-@pytest.mark.skipif(not LEVELS, reason="the native ops are not built")
+@needs_native
 def test_columns_are_summed_as_float32_can_be() -> None:
     """70 001 rows of 1 + noise: one by one, the sum would be off by 1e-4 of itself."""
     rows = np.random.default_rng(5).normal(1.0, 0.5, (70_001, 9)).astype(np.float32)
