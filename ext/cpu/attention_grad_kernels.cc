@@ -19,7 +19,7 @@ struct Room {
   float *to_keys, *to_values, *to_queries;    // [kBlockKeys][padded] twice, [kTileRows][padded]
   float *queries, *grads;                     // [kTileRows][stride]
   float *weights, *slopes;                    // [kTileRows][kKeyStride]
-  float *log_sums, *along;                    // [kTileRows]; along: of each row, grad times out
+  float *highest, *inverse, *along;           // [kTileRows]; along: of each row, grad times out
   float* ones;                                // [kBlockKeys]
 };
 
@@ -28,15 +28,15 @@ static bool take_room(int64_t dim, Room& room) {
   const int64_t sizes[] = {kBlockKeys * stride, dim * kKeyStride,    dim * kKeyStride,       kBlockKeys * padded,
                            kBlockKeys * padded, kTileRows * padded,  kTileRows * stride,     kTileRows * stride,
                            kTileRows * kKeyStride, kTileRows * kKeyStride, round_up(kTileRows, 16),
-                           round_up(kTileRows, 16), kBlockKeys};
+                           round_up(kTileRows, 16), round_up(kTileRows, 16), kBlockKeys};
   int64_t all = 0;
   for (const int64_t size : sizes) all += size;
   float* at = scratch_of<float>(8, all);
   if (!at) return false;
   float** const places[] = {&room.keys,    &room.keys_turned, &room.values_turned, &room.to_keys, &room.to_values,
                             &room.to_queries, &room.queries,  &room.grads,         &room.weights, &room.slopes,
-                            &room.log_sums, &room.along,      &room.ones};
-  for (int i = 0; i < 13; ++i) *places[i] = at, at += sizes[i];
+                            &room.highest, &room.inverse,     &room.along,         &room.ones};
+  for (int i = 0; i < 14; ++i) *places[i] = at, at += sizes[i];
   room.padded = round_up(dim, kLanes), room.stride = stride;
   for (int64_t i = 0; i < kBlockKeys; ++i) room.ones[i] = 1.0f;
   return true;
@@ -103,33 +103,40 @@ static void pack_rows(const AttentionGradParams& p, const AttentionGradSequence&
       store_up_to(grad + i, g, n);
     });
     room.along[r] = sum(along);
-    room.log_sums[r] = s.log_sums[query * p.heads + head];
+    room.highest[r] = s.softmax[2 * (query * p.heads + head)];
+    room.inverse[r] = s.softmax[2 * (query * p.heads + head) + 1];
   }
 }
 
 // Scores to weights, and what flows back into weights to what flows back into scores. `seen(row)`: the columns that
-// count; the rest, up to a whole vector, become 0.
+// count; the rest, up to a whole vector, become 0. whole: the block has all keys there are. Then what the slopes of a
+// row are measured from is summed up here, so that they add up to 0 but for the last rounding: gradients such as that of
+// a bias of the keys are what is left of such sums.
 template <typename Seen>
-static inline void go_back(const Room& room, int64_t rows, int64_t columns, Seen seen) {
+static inline void go_back(const Room& room, int64_t rows, int64_t columns, bool whole, Seen seen) {
   for (int64_t r = 0; r < rows; ++r) {
     float *weights = room.weights + r * kKeyStride, *slopes = room.slopes + r * kKeyStride;
-    const vf log_sum = broadcast(room.log_sums[r]), along = broadcast(room.along[r]);
+    const vf highest = broadcast(room.highest[r]), inverse = broadcast(room.inverse[r]);
     const int64_t count = seen(r);
+    vf total = zero();
     for (int64_t c = 0; c < columns; c += kLanes) {
       if (c >= count) {
         store(weights + c, zero());
         store(slopes + c, zero());
         continue;
       }
-      vf weight = exp2(sub(load(weights + c), log_sum));
-      vf slope = mul(weight, sub(load(slopes + c), along));
+      vf weight = mul(exp2(sub(load(weights + c), highest)), inverse), slope = load(slopes + c);
       if (count - c < kLanes) {
         const int n = static_cast<int>(count - c);
         weight = masked(weight, n), slope = masked(slope, n);
       }
       store(weights + c, weight);
       store(slopes + c, slope);
+      total = fma(weight, slope, total);
     }
+    const vf along = broadcast(whole ? sum(total) : room.along[r]);
+    for (int64_t c = 0; c < columns && c < count; c += kLanes)
+      store(slopes + c, mul(load(weights + c), sub(load(slopes + c), along)));
   }
 }
 
@@ -178,7 +185,7 @@ static bool keys_back(const AttentionGradParams& p, const AttentionGradSequence&
                        nullptr}, count, columns);
       multiply<float>({p.dim, room.grads, room.stride, room.values_turned, kKeyStride, room.slopes, kKeyStride,
                        nullptr}, count, columns);
-      go_back(room, count, columns, [&](int64_t r) { return seen(row + r); });
+      go_back(room, count, columns, s.keys <= kBlockKeys, [&](int64_t r) { return seen(row + r); });
       tile_back(room, count, most);
       for (int64_t r = 0; r < count; ++r) {
         if (seen(row + r) <= 0) continue;

@@ -64,7 +64,7 @@ struct Operands {
   const float* angles(const float* table, int64_t row) const { return table ? table + row * (dim / 2) : nullptr; }
 };
 
-// The result, [N, heads D] or with k shaped as q, and [N, heads] for `attention_grad`.
+// The result, [N, heads D] or with k shaped as q, and [N, heads, 2] for `attention_grad`.
 std::tuple<paddle::Tensor, paddle::Tensor> forward(const paddle::Tensor& q, const Optional& k, const Optional& v,
                                                    const Tables& tables, int64_t heads, int64_t kv_heads,
                                                    const Spans& spans, bool causal) {
@@ -72,7 +72,7 @@ std::tuple<paddle::Tensor, paddle::Tensor> forward(const paddle::Tensor& q, cons
   const Operands given(q, k, v, tables, heads, kv_heads, op);
   const int64_t width = heads * given.dim;
   paddle::Tensor out = new_floats(k ? q.shape() : std::vector<int64_t>{given.rows, width});
-  paddle::Tensor log_sums = new_floats({given.rows, heads});
+  paddle::Tensor softmax = new_floats({given.rows, heads, 2});
   AttentionParams p{};
   p.heads = heads, p.kv_heads = kv_heads, p.dim = given.dim;
   p.q_stride = given.q_stride, p.k_stride = given.k_stride, p.v_stride = given.v_stride, p.out_stride = width;
@@ -84,7 +84,7 @@ std::tuple<paddle::Tensor, paddle::Tensor> forward(const paddle::Tensor& q, cons
     s.q = given.q + row * given.q_stride;
     s.k = given.k + key * given.k_stride, s.v = given.v + key * given.v_stride;
     s.cos = given.angles(given.cos, key), s.sin = given.angles(given.sin, key);
-    s.out = out.data<float>() + row * width, s.log_sums = log_sums.data<float>() + row * heads;
+    s.out = out.data<float>() + row * width, s.softmax = softmax.data<float>() + 2 * row * heads;
     s.queries = n, s.keys = m;
     sequences.push_back(s);
   });
@@ -96,20 +96,20 @@ std::tuple<paddle::Tensor, paddle::Tensor> forward(const paddle::Tensor& q, cons
     status = attention(p);
   }
   require_ok(status, op);
-  return {out, log_sums};
+  return {out, softmax};
 }
 
 // The gradients of q, k and v, or of all three in one, from that of the result. What forward was given and gave.
 std::tuple<paddle::Tensor, Optional, Optional> backward(const paddle::Tensor& q, const Optional& k, const Optional& v,
                                                         const Tables& tables, int64_t heads, int64_t kv_heads,
                                                         const Spans& spans, bool causal, const paddle::Tensor& out,
-                                                        const paddle::Tensor& log_sums, const paddle::Tensor& grad) {
+                                                        const paddle::Tensor& softmax, const paddle::Tensor& grad) {
   const char* op = "attention_grad";
   const Operands given(q, k, v, tables, heads, kv_heads, op);
   const int64_t width = heads * given.dim;
   const auto shape = k ? q.shape() : std::vector<int64_t>{given.rows, width};
   const float* results = floats(out, shape, op, "out");
-  const float* sums = floats(log_sums, {given.rows, heads}, op, "log_sums");
+  const float* states = floats(softmax, {given.rows, heads, 2}, op, "softmax");
   const float* back = floats(grad, shape, op, "grad");
   paddle::Tensor to_q = new_floats(q.shape());
   Optional to_k, to_v;
@@ -130,7 +130,7 @@ std::tuple<paddle::Tensor, Optional, Optional> backward(const paddle::Tensor& q,
     s.k = given.k + key * given.k_stride, s.grad_k = second + key * given.k_stride;
     s.v = given.v + key * given.v_stride, s.grad_v = third + key * given.v_stride;
     s.cos = given.angles(given.cos, key), s.sin = given.angles(given.sin, key);
-    s.out = results + row * width, s.log_sums = sums + row * heads, s.grad = back + row * width;
+    s.out = results + row * width, s.softmax = states + 2 * row * heads, s.grad = back + row * width;
     s.queries = n, s.keys = m;
     sequences.push_back(s);
   });
@@ -151,7 +151,7 @@ void bind_attention_grad(py::module_& m) {
   m.def("attention_learning", &forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("tables"), py::arg("heads"),
         py::arg("kv_heads"), py::arg("spans"), py::arg("causal"));
   m.def("attention_grad", &backward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("tables"), py::arg("heads"),
-        py::arg("kv_heads"), py::arg("spans"), py::arg("causal"), py::arg("out"), py::arg("log_sums"),
+        py::arg("kv_heads"), py::arg("spans"), py::arg("causal"), py::arg("out"), py::arg("softmax"),
         py::arg("grad"));
 }
 

@@ -17,7 +17,7 @@ struct AttentionSequence {
   const float* sin;      // like cos
   int64_t queries;
   int64_t keys;
-  float* log_sums;  // null, or [queries, heads]: what the gradients need, the logarithm to base 2 of the weights' sum
+  float* softmax;  // null, or [queries, heads, 2] for the gradients: the largest score, for powers of 2, and 1 / the sum
 };
 
 struct AttentionParams {
@@ -50,7 +50,7 @@ struct AttentionGradSequence {
   const float* cos;
   const float* sin;
   const float* out;       // [queries, heads, dim], one behind the other
-  const float* log_sums;  // [queries, heads]
+  const float* softmax;   // [queries, heads, 2]
   const float* grad;      // of the loss, with respect to out
   float* grad_q;          // like q, q_stride from token to token
   float* grad_k;          // like k, k_stride

@@ -181,17 +181,17 @@ class Attention(PyLayer):
         # The tables are constants.
         ctx.wanted = [not x.stop_gradient for x in given[:3] if x is not None]
         ctx.places = [i for i, x in enumerate(given) if x is not None]
-        out, log_sums = ctx.module.attention_learning(*_operands(given, plan))
-        ctx.save_for_backward(out.detach(), log_sums, *(x for x in given if x is not None))
+        out, softmax = ctx.module.attention_learning(*_operands(given, plan))
+        ctx.save_for_backward(out.detach(), softmax, *(x for x in given if x is not None))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> Any:
-        out, log_sums, *kept = ctx.saved_tensor()
+        out, softmax, *kept = ctx.saved_tensor()
         given: list[paddle.Tensor | None] = [None] * 5
         for place, x in zip(ctx.places, kept, strict=True):
             given[place] = x
-        made = ctx.module.attention_grad(*_operands(given, ctx.plan), out, log_sums, dense(grad))
+        made = ctx.module.attention_grad(*_operands(given, ctx.plan), out, softmax, dense(grad))
         gradients = [one if asked else None for one, asked in zip(made, ctx.wanted, strict=False)]
         gradients += [None] * (len(kept) - len(gradients))
         return gradients[0] if len(gradients) == 1 else tuple(gradients)
