@@ -11,6 +11,7 @@ from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.model.config import ModelConfig
+from qvl.model.linear import BiasedLinear
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
 
@@ -41,9 +42,9 @@ class Attention(nn.Layer):
         super().__init__()
         self.layer, self.num_heads, self.head_dim, self.impl = layer, config.num_attention_heads, config.head_dim, impl
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.q_proj = BiasedLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = BiasedLinear(config.hidden_size, kv_width)
+        self.v_proj = BiasedLinear(config.hidden_size, kv_width)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
 
     def forward(

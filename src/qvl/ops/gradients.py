@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
 from qvl.ops import native
@@ -147,6 +148,27 @@ class QuickGelu(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> Any:
         (x,) = ctx.saved_tensor()
         return ctx.module.quick_gelu_grad(x, dense(grad))
+
+
+class BiasedLinear(PyLayer):
+    """x W + bias for x [N, k], W [k, n]: Paddle's products, and native sums for the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+        ctx.module, ctx.wanted = native.library(), wanted(x, weight, bias)
+        x = dense(x)
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        to_x, to_weight, to_bias = ctx.wanted
+        return (
+            paddle.matmul(grad, weight, transpose_y=True) if to_x else None,
+            paddle.matmul(x, grad, transpose_x=True) if to_weight else None,
+            ctx.module.column_sums(dense(grad)) if to_bias else None,
+        )
 
 
 @dataclass(frozen=True)
