@@ -12,7 +12,8 @@ QVL_THREE_LEVELS(ActivationKernels, activation_kernels)
 // Elements of a row that are handed out together, a multiple of every vector's width.
 constexpr int64_t kPiece = 4096;
 
-static Status each_piece(const ActivationParams& p, void (*body)(const ActivationParams&, int64_t, int64_t, int64_t)) {
+template <class Params>
+static Status each_piece(const Params& p, void (*body)(const Params&, int64_t, int64_t, int64_t)) {
   const int64_t pieces = (p.width + kPiece - 1) / kPiece;
   parallel(p.rows * pieces, 4, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -26,5 +27,11 @@ static Status each_piece(const ActivationParams& p, void (*body)(const Activatio
 Status swiglu(const ActivationParams& p) { return each_piece(p, chosen_activation_kernels().swiglu); }
 
 Status quick_gelu(const ActivationParams& p) { return each_piece(p, chosen_activation_kernels().quick_gelu); }
+
+Status swiglu_grad(const ActivationGradParams& p) { return each_piece(p, chosen_activation_kernels().swiglu_grad); }
+
+Status quick_gelu_grad(const ActivationGradParams& p) {
+  return each_piece(p, chosen_activation_kernels().quick_gelu_grad);
+}
 
 }  // namespace qvl

@@ -8,6 +8,8 @@ namespace qvl {
 struct ActivationKernels {
   void (*swiglu)(const ActivationParams&, int64_t row, int64_t begin, int64_t end);
   void (*quick_gelu)(const ActivationParams&, int64_t row, int64_t begin, int64_t end);
+  void (*swiglu_grad)(const ActivationGradParams&, int64_t row, int64_t begin, int64_t end);
+  void (*quick_gelu_grad)(const ActivationGradParams&, int64_t row, int64_t begin, int64_t end);
 };
 
 }  // namespace qvl

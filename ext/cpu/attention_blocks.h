@@ -81,6 +81,10 @@ static bool attend_blocks(const AttentionParams& p, const AttentionSequence& s, 
   for (int64_t row = 0; row < rows; ++row) {
     float* out = s.out + (first + row / group) * p.out_stride + (kv_head * group + row % group) * p.dim;
     widen(sums + row * padded, 1.0f / softmax.total[row], out, p.dim);
+    if (s.softmax) {
+      float* state = s.softmax + 2 * ((first + row / group) * p.heads + kv_head * group + row % group);
+      state[0] = softmax.highest[row], state[1] = 1.0f / softmax.total[row];
+    }
   }
   return true;
 }

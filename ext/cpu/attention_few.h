@@ -160,6 +160,10 @@ static bool join_parts(const AttentionParams& p, const AttentionSequence& s, int
     }
     float* out = s.out + row / group * p.out_stride + (kv_head * group + row % group) * p.dim;
     widen(sums, 1.0f / total, out, p.dim);
+    if (s.softmax) {
+      float* state = s.softmax + 2 * (row / group * p.heads + kv_head * group + row % group);
+      state[0] = top, state[1] = 1.0f / total;
+    }
   }
   return true;
 }

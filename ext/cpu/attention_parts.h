@@ -62,7 +62,8 @@ static inline void pack_queries(const AttentionParams& p, const AttentionSequenc
 }
 
 // How many of the keys from `start` on a query sees; may be negative.
-static inline int64_t keys_seen(const AttentionParams& p, const AttentionSequence& s, int64_t query, int64_t start) {
+template <typename Params, typename Sequence>
+static inline int64_t keys_seen(const Params& p, const Sequence& s, int64_t query, int64_t start) {
   return (p.causal ? s.keys - s.queries + query + 1 : s.keys) - start;
 }
 

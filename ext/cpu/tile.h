@@ -18,6 +18,7 @@ struct Product {
   float* c;
   int64_t c_stride;
   const float* carry;
+  int64_t a_step = 1;  // from column to column of A: with 1 for a_stride, A is read turned over
 };
 
 template <int kRows, int kVecs, typename B>
@@ -29,7 +30,7 @@ static inline void multiply_tile(const Product<B>& p, int64_t row, int64_t colum
     for (int v = 0; v < kVecs; ++v) sums[r][v] = zero();
   const float* a = p.a + row * p.a_stride;
   const B* b = p.b + column;
-  for (int64_t k = 0; k < p.depth; ++k, ++a, b += p.b_stride) {
+  for (int64_t k = 0; k < p.depth; ++k, a += p.a_step, b += p.b_stride) {
     vf bs[kVecs];
 #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) bs[v] = load(b + v * kLanes);

@@ -21,4 +21,18 @@ Status swiglu(const ActivationParams& params);
 // out = x * sigmoid(1.702 x)
 Status quick_gelu(const ActivationParams& params);
 
+struct ActivationGradParams {
+  const float* x;     // [rows, width], x_stride from row to row
+  const float* up;    // swiglu only: like x
+  const float* grad;  // of the loss, with respect to out: [rows, width], one behind the other
+  float* grad_x;      // like x, x_stride
+  float* grad_up;     // swiglu only: like x, x_stride
+  int64_t rows;
+  int64_t width;
+  int64_t x_stride;
+};
+
+Status swiglu_grad(const ActivationGradParams& params);
+Status quick_gelu_grad(const ActivationGradParams& params);
+
 }  // namespace qvl

@@ -17,6 +17,7 @@ struct AttentionSequence {
   const float* sin;      // like cos
   int64_t queries;
   int64_t keys;
+  float* softmax;  // null, or [queries, heads, 2] for the gradients: the largest score, for powers of 2, and 1 / the sum
 };
 
 struct AttentionParams {
@@ -40,5 +41,39 @@ constexpr int64_t kMostAttentionDim = 256;
 // number of threads, with one exception: up to kFewQueries queries go another way than more of them.
 Status attention(const AttentionParams& params);
 constexpr int64_t kFewQueries = 24;
+
+// What goes back through one sequence: the operands and results of `attention`, whose keys were float32.
+struct AttentionGradSequence {
+  const float* q;         // as given to attention, as are the next four
+  const float* k;
+  const float* v;
+  const float* cos;
+  const float* sin;
+  const float* out;       // [queries, heads, dim], one behind the other
+  const float* softmax;   // [queries, heads, 2]
+  const float* grad;      // of the loss, with respect to out
+  float* grad_q;          // like q, q_stride from token to token
+  float* grad_k;          // like k, k_stride
+  float* grad_v;          // like v, v_stride
+  int64_t queries;
+  int64_t keys;
+};
+
+struct AttentionGradParams {
+  const AttentionGradSequence* sequences;
+  int64_t count;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t dim;  // even, at most kMostAttentionDim
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  bool causal;
+  float scale;
+};
+
+// Scores are computed again, a block of keys at a time. The gradients of a sequence depend neither on the others of the
+// call nor on the number of threads, to the last bit.
+Status attention_grad(const AttentionGradParams& params);
 
 }  // namespace qvl

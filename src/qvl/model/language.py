@@ -11,6 +11,7 @@ from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.model.config import ModelConfig
+from qvl.model.linear import BiasedLinear
 from qvl.model.packed import Projection
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
@@ -42,9 +43,9 @@ class Attention(nn.Layer):
         super().__init__()
         self.layer, self.num_heads, self.head_dim, self.impl = layer, config.num_attention_heads, config.head_dim, impl
         kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.q_proj = BiasedLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = BiasedLinear(config.hidden_size, kv_width)
+        self.v_proj = BiasedLinear(config.hidden_size, kv_width)
         self.o_proj: nn.Layer = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
         # In a quantised model this stands for the first three, and what takes a residual adds it.
         self.qkv_proj: Projection | None = None
@@ -63,12 +64,11 @@ class Attention(nn.Layer):
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
             projected = ops.Projected(*self._projected(x), None, *rotary)
             return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl), *added)
-        if self.qkv_proj is None:
-            qk, v = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1), self.v_proj(x)
-        else:
-            qkv, (_, kv_width) = self.qkv_proj(x), self.qkv_proj.widths[1:]
-            qk, v = paddle.split(qkv, [qkv.shape[1] - kv_width, kv_width], axis=-1)
-        qk = ops.apply_rotary(qk.reshape([n, -1, self.head_dim]), *rotary)
+        rows = self._rows(x)
+        if rotary[0].ndim == 2:
+            return self.o_proj(ops.rotary_attention(rows, *rotary, self.head_dim, lengths, impl=self.impl), *added)
+        qk, v = paddle.concat(rows[:2], axis=-1).reshape([n, -1, self.head_dim]), rows[2]
+        qk = ops.apply_rotary(qk, *rotary)
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
         v = v.reshape([n, -1, self.head_dim])
         if caches is None:
@@ -82,6 +82,13 @@ class Attention(nn.Layer):
         if self.qkv_proj is not None:
             return self.qkv_proj(x), None, None
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def _rows(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Queries, keys and values, each by itself."""
+        if self.qkv_proj is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = paddle.split(self.qkv_proj(x), list(self.qkv_proj.widths), axis=-1)
+        return q, k, v
 
     def _with_caches(
         self,
@@ -166,7 +173,7 @@ class LanguageModel(nn.Layer):
         """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
         angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
         # One op from the projections to the rows of attention, where there is a body for it, takes the shorter tables.
-        fused = caches is not None and ops.runs_natively(hidden)
+        fused = ops.works_natively(hidden) if caches is None else ops.runs_natively(hidden)
         rotary = ops.half_tables(angles) if fused else ops.rotary_tables(angles, self._rotated_heads)
         for layer in self.layers:
             if self.recompute and self.training:

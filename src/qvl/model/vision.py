@@ -7,6 +7,7 @@ from paddle import nn
 
 from qvl import ops
 from qvl.model.config import VisionConfig
+from qvl.model.linear import BiasedLinear
 from qvl.model.packed import takes_residual
 
 LAYER_NORM_EPS = 1e-6
@@ -31,8 +32,8 @@ class VisionAttention(nn.Layer):
     def __init__(self, config: VisionConfig, impl: ops.AttentionImpl) -> None:
         super().__init__()
         self.num_heads, self.impl = config.num_heads, impl
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.qkv = BiasedLinear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = BiasedLinear(config.embed_dim, config.embed_dim)
 
     def forward(
         self,
@@ -61,8 +62,8 @@ class VisionAttention(nn.Layer):
 class VisionMLP(nn.Layer):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.embed_dim)
+        self.fc1 = BiasedLinear(config.embed_dim, config.intermediate_size)
+        self.fc2 = BiasedLinear(config.intermediate_size, config.embed_dim)
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
         added = () if residual is None else (residual,)
@@ -96,9 +97,9 @@ class PatchMerger(nn.Layer):
         self.merged_dim = config.embed_dim * config.spatial_merge_size**2
         self.ln_q = nn.LayerNorm(config.embed_dim, epsilon=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(
-            nn.Linear(self.merged_dim, self.merged_dim),
+            BiasedLinear(self.merged_dim, self.merged_dim),
             nn.GELU(),
-            nn.Linear(self.merged_dim, config.hidden_size),
+            BiasedLinear(self.merged_dim, config.hidden_size),
         )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -124,7 +125,7 @@ class VisionTower(nn.Layer):
         lengths = [(h * w, h * w) for t, h, w in grids for _ in range(t)]
         x = self.patch_embed(patches)
         # One op from the projection to the rows of attention, where there is a body for it, takes the shorter tables.
-        fused = ops.runs_natively(x)
+        fused = ops.works_natively(x)
         cos, sin = ops.half_tables(table) if fused else ops.rotary_tables(table, 2 * self.config.num_heads)
         for block in self.blocks:
             x = block(x, cos, sin, lengths)

@@ -9,9 +9,10 @@ from qvl import environment
 environment.prepare()
 
 from qvl.ops.activation import quick_gelu, swiglu  # noqa: E402
-from qvl.ops.attention import AttentionImpl, varlen_attention, vision_attention  # noqa: E402
-from qvl.ops.bodies import runs_natively  # noqa: E402
+from qvl.ops.attention import AttentionImpl, rotary_attention, varlen_attention, vision_attention  # noqa: E402
+from qvl.ops.bodies import runs_natively, works_natively  # noqa: E402
 from qvl.ops.cached import CacheRows, Projected, cached_attention, load_rows, rotary_store, store_rows  # noqa: E402
+from qvl.ops.linear import biased_linear  # noqa: E402
 from qvl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm  # noqa: E402
 from qvl.ops.rotary import (  # noqa: E402
     apply_rotary,
@@ -30,6 +31,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_rotary",
+    "biased_linear",
     "cached_attention",
     "half_tables",
     "layer_norm",
@@ -37,6 +39,7 @@ __all__ = [
     "mrope_angles",
     "quick_gelu",
     "rms_norm",
+    "rotary_attention",
     "rotary_store",
     "rotary_tables",
     "runs_natively",
@@ -46,4 +49,5 @@ __all__ = [
     "varlen_attention",
     "vision_attention",
     "vision_rotary_angles",
+    "works_natively",
 ]

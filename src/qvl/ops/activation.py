@@ -5,14 +5,18 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
-from qvl.ops.bodies import dense, module_for
+from qvl.ops import gradients
+from qvl.ops.bodies import dense, learns_natively, module_for
 
 
 def swiglu(gate: paddle.Tensor, up: paddle.Tensor | None = None) -> paddle.Tensor:
     """silu(gate) * up. Shapes equal, dtype kept. Without `up`, gate is [..., 2I] with the gate in front of up."""
-    module = module_for(gate) if up is None else module_for(gate, up)
+    given = (gate,) if up is None else (gate, up)
+    module = module_for(*given)
     if module is not None:
         return module.swiglu(dense(gate), None if up is None else dense(up))
+    if learns_natively(*given):
+        return gradients.Swiglu.apply(gate, up)
     return F.swiglu(gate, up)
 
 
@@ -21,4 +25,6 @@ def quick_gelu(x: paddle.Tensor) -> paddle.Tensor:
     module = module_for(x)
     if module is not None:
         return module.quick_gelu(dense(x))
+    if learns_natively(x):
+        return gradients.QuickGelu.apply(x)
     return x * F.sigmoid(1.702 * x)

@@ -13,7 +13,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from qvl.ops.bodies import dense, module_for
+from qvl.ops.bodies import dense, learns_natively, module_for
+from qvl.ops.gradients import Attention, AttentionPlan
 from qvl.ops.rotary import apply_rotary, spread
 
 # "composed" runs anywhere, with the native body where there is one. "rounded" is the same where q, k, v and the weights
@@ -46,8 +47,11 @@ def varlen_attention(
     if impl == "flash" and dim % 8 == 0 and dim <= 256:  # the head sizes FlashAttention has
         return _flash(q, k, v, lengths, causal)
     module = module_for(q, k, v)
-    if module is not None and dim % 2 == 0 and dim <= 256:  # the head sizes the native body has
+    if module is not None and _native_head(dim):
         return module.attention(q, k, v, list(lengths), causal, impl == "rounded")
+    if learns_natively(q, k, v) and _native_head(dim):
+        plan = AttentionPlan(q.shape[1], k.shape[1], lengths, causal)
+        return Attention.apply(plan, q, k, v, None, None)
     if len(lengths) == 1:
         return _composed(q, k, v, causal)
     queries, keys = [n for n, _ in lengths], [m for _, m in lengths]
@@ -72,14 +76,48 @@ def vision_attention(
     """
     module = module_for(qkv, cos) if impl != "flash" else None
     n, width = qkv.shape[0], qkv.shape[1] // 3
-    if module is not None and width // heads % 2 == 0 and width // heads <= 256:
+    if module is not None and _native_head(width // heads):
         return module.vision_attention(dense(qkv), cos, sin, heads, list(lengths), impl == "rounded")
+    if impl != "flash" and learns_natively(qkv, cos, sin) and _native_head(width // heads):
+        plan = AttentionPlan(heads, heads, [(m, m) for m in lengths], causal=False)
+        return Attention.apply(plan, qkv, None, None, cos, sin)
     # q and k are turned as one.
     qk, v = paddle.split(qkv, [2 * width, width], axis=-1)
     qk = apply_rotary(qk.reshape([n, 2 * heads, -1]), *spread(cos, sin, 2 * heads))
     q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
     out = varlen_attention(q, k, v, [(m, m) for m in lengths], causal=False, impl=impl)
     return out.reshape([n, width])
+
+
+def rotary_attention(
+    projected: tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor],
+    cos: paddle.Tensor,
+    sin: paddle.Tensor,
+    head_dim: int,
+    lengths: Sequence[int],
+    *,
+    impl: AttentionImpl = "composed",
+) -> paddle.Tensor:
+    """Rotary and causal attention of whole sequences, from the rows of the projections on: training's own.
+
+    projected: q [N, heads * D], k and v [N, kv_heads * D]; cos, sin: float32 [N, D/2] of `half_tables`; lengths: tokens
+    of each sequence, adding up to N. Returns [N, heads * D]. Raises ValueError when sizes disagree.
+    """
+    q, k, v = projected
+    n, heads, kv_heads = q.shape[0], q.shape[1] // head_dim, k.shape[1] // head_dim
+    spans = [(m, m) for m in lengths]
+    if impl != "flash" and learns_natively(q, k, v, cos, sin) and _native_head(head_dim):
+        return Attention.apply(AttentionPlan(heads, kv_heads, spans, causal=True), q, k, v, cos, sin)
+    qk = paddle.concat([q, k], axis=-1).reshape([n, heads + kv_heads, head_dim])
+    qk = apply_rotary(qk, *spread(cos, sin, heads + kv_heads))
+    q, k = paddle.split(qk, [heads, kv_heads], axis=1)
+    v = v.reshape([n, kv_heads, head_dim])
+    return varlen_attention(q, k, v, spans, causal=True, impl=impl).reshape([n, heads * head_dim])
+
+
+def _native_head(dim: int) -> bool:
+    """Whether the native bodies have heads of this size."""
+    return dim % 2 == 0 and dim <= 256
 
 
 def _composed(q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, causal: bool) -> paddle.Tensor:

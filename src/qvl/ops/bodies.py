@@ -1,7 +1,8 @@
 """Which body an op takes: the native one, or the one composed from Paddle ops.
 
-The native bodies are for float32 on a CPU where no gradient is recorded: training keeps to the composed ones, which
-Paddle differentiates. `QVL_OPS` decides whether there are native ones at all, see `native`.
+The native bodies are for float32 on a CPU. Where a gradient is recorded an op takes the one of its native bodies that
+autograd knows, if it has one, and else the composed one. `QVL_OPS` decides whether there are native ones at all, see
+`native`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from qvl.ops import native
 
 
 def module_for(*tensors: paddle.Tensor) -> Any:
-    """The library of native ops where it can work on these tensors, else None. Raises as `native.library` does."""
+    """The library of native ops where it can work on these tensors and no gradient is recorded, else None.
+
+    Raises as `native.library` does.
+    """
     module = native.library()
     if module is None or not paddle.in_dynamic_mode():
         return None
@@ -28,8 +32,22 @@ def module_for(*tensors: paddle.Tensor) -> Any:
 
 
 def runs_natively(*tensors: paddle.Tensor) -> bool:
-    """Whether ops on these tensors take their native bodies."""
+    """Whether ops on these tensors take their native bodies for inference."""
     return module_for(*tensors) is not None
+
+
+def works_natively(*tensors: paddle.Tensor) -> bool:
+    """Whether native bodies can work on these tensors, for inference or in training."""
+    if native.library() is None or not paddle.in_dynamic_mode():
+        return False
+    return all(tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() for tensor in tensors)
+
+
+def learns_natively(*tensors: paddle.Tensor) -> bool:
+    """Whether a gradient is recorded for one of these tensors and native bodies can work on all of them."""
+    if not paddle.is_grad_enabled() or all(tensor.stop_gradient for tensor in tensors):
+        return False
+    return works_natively(*tensors)
 
 
 def dense(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import paddle
 import paddle.nn.functional as F
 
-from qvl.ops import native, packing
+from qvl.ops import gradients, native, packing
+from qvl.ops.bodies import learns_natively
 from qvl.ops.packing import Floats, PackedMatrix, Packing
 
 # Outputs that the composed body widens at a time.
@@ -121,6 +122,13 @@ def linear_dense(
     if not in_major and bias is not None:
         out = out + bias
     return out if residual is None else out + residual
+
+
+def biased_linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+    """x W + bias for x [N, k], W [k, n], bias [n]. Where a bias learns on a CPU its gradient is native."""
+    if x.ndim == 2 and not bias.stop_gradient and learns_natively(x, weight, bias):
+        return gradients.BiasedLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def _few_rows(x: paddle.Tensor, weight: paddle.Tensor) -> bool:

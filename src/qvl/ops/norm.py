@@ -5,7 +5,8 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
-from qvl.ops.bodies import dense, module_for
+from qvl.ops import gradients
+from qvl.ops.bodies import dense, learns_natively, module_for
 
 
 def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
@@ -17,6 +18,8 @@ def rms_norm(x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.
     module = module_for(x, weight)
     if module is not None:
         return module.rms_norm(dense(x), weight, epsilon)
+    if learns_natively(x, weight):
+        return gradients.RmsNorm.apply(x, weight, epsilon)
     wide = x.astype("float32")
     scale = paddle.rsqrt((wide * wide).mean(axis=-1, keepdim=True) + epsilon)
     return (wide * scale).astype(x.dtype) * weight
@@ -30,6 +33,9 @@ def add_rms_norm(
     if module is not None:
         total, normal = module.add_rms_norm(dense(x), dense(delta), weight, epsilon)
         return total, normal
+    if learns_natively(x, delta, weight):
+        total, normal = gradients.AddRmsNorm.apply(x, delta, weight, epsilon)
+        return total, normal
     x = x + delta
     return x, rms_norm(x, weight, epsilon)
 
@@ -39,6 +45,8 @@ def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
     module = module_for(x, weight, bias)
     if module is not None:
         return module.layer_norm(dense(x), weight, bias, epsilon)
+    if learns_natively(x, weight, bias):
+        return gradients.LayerNorm.apply(x, weight, bias, epsilon)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
@@ -49,6 +57,9 @@ def add_layer_norm(
     module = module_for(x, delta, weight, bias)
     if module is not None:
         total, normal = module.add_layer_norm(dense(x), dense(delta), weight, bias, epsilon)
+        return total, normal
+    if learns_natively(x, delta, weight, bias):
+        total, normal = gradients.AddLayerNorm.apply(x, delta, weight, bias, epsilon)
         return total, normal
     x = x + delta
     return x, layer_norm(x, weight, bias, epsilon)

@@ -98,7 +98,8 @@ class SftTrainer(Trainer):
         holders = self._holders()
         mine = [p for name, p in self.learning().items() if holders.has(name)]
         gradients = [p.main_grad if hasattr(p, "main_grad") else p.grad for p in mine]
-        square = sum(float((gradient.astype("float32") ** 2).sum()) for gradient in gradients)
+        # In one pass, as when they are clipped; a power and its sum take 40 times as long on a CPU.
+        square = sum(paddle._C_ops.squared_l2_norm(gradient.astype("float32")).item() for gradient in gradients)
         if holders.of:  # the others have only seen their own samples' share of these gradients
             square = together([square])[0]
         return float(np.sqrt(square))
