@@ -27,8 +27,13 @@ class QuantizeOptions:
     ] = ""
     out: Annotated[str | None, option("--output", "-o", metavar="DIR", help="The folder to write.")] = None
     quant: Annotated[
-        str, option("--quant", metavar="int4|int8|bf16", help="What the weights become; int4 without it.")
-    ] = "int4"
+        str | None,
+        option(
+            "--quant",
+            metavar="int4|int8|bf16",
+            help="What the weights become; int4 without it, and as they are what AWQ or GPTQ has quantised.",
+        ),
+    ] = None
     group: Annotated[
         int | None, option("--group", metavar="32|64|128", help="Inputs that share a scale in int4; 64 without it.")
     ] = None
@@ -74,6 +79,7 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
     if options.threads is not None:
         set_threads(options.threads)
     try:
+        from qvl.model.quantization import stored_quantization
         from qvl.runtime.quantizing import Wish, quantize, why_slow
     except ModuleNotFoundError as error:
         if error.name != "paddle":
@@ -93,6 +99,8 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
     )
     with render.progress(f"quantising {source.name}", options.quiet) as on_progress:
         size = quantize(source, out, wish, on_progress)
+    stored = stored_quantization(out)
     render.note(
-        f"{options.quant} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them", options.quiet
+        f"{stored.width if stored else options.quant} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
+        options.quiet,
     )
