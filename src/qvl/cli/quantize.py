@@ -100,7 +100,8 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
     with render.progress(f"quantising {source.name}", options.quiet) as on_progress:
         size = quantize(source, out, wish, on_progress)
     stored = stored_quantization(out)
+    width = stored.width if stored is not None else "quantised"
     render.note(
-        f"{stored.width if stored else options.quant} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
+        f"{width} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
         options.quiet,
     )

@@ -1,8 +1,8 @@
 """The numbers of AWQ and GPTQ checkpoints in qvl's layout: codes, zero points and scales are moved, never rounded.
 
-Both pack codes in int32, the lowest bits first, of a matrix that lies [inputs, outputs]: AWQ eight outputs to a word, in
-the order 0 2 4 6 1 3 5 7; GPTQ four or eight inputs to a word. Zero points [groups, outputs] are packed along outputs by
-both, GPTQ's first format with one less. Source: https://github.com/casper-hansen/AutoAWQ and
+Both pack codes in int32, the lowest bits first, of a matrix that lies [inputs, outputs]: AWQ eight outputs to a word,
+in the order 0 2 4 6 1 3 5 7; GPTQ four or eight inputs to a word. Zero points [groups, outputs] are packed along outputs
+by both, GPTQ's first format with one less. Sources: https://github.com/casper-hansen/AutoAWQ and
 https://github.com/ModelCloud/GPTQModel
 """
 
@@ -142,15 +142,16 @@ def _along_outputs(words: Words, foreign: Foreign) -> npt.NDArray[np.uint8]:
     """[rows, n / numbers in a word] to [rows, n]."""
     places = _AWQ_PLACES if foreign.method == "awq" else range(32 // foreign.bits)
     shifts = np.array([foreign.bits * place for place in places], np.uint32)
-    numbers = words[:, :, None] >> shifts & np.uint32((1 << foreign.bits) - 1)
-    return numbers.astype(np.uint8).reshape(len(words), -1)
+    numbers = ((words[:, :, None] >> shifts) & np.uint32((1 << foreign.bits) - 1)).astype(np.uint8)
+    return numbers.reshape(len(words), -1)
 
 
 def _codes(tensors: Tensors, foreign: Foreign, first: int, last: int) -> npt.NDArray[np.uint8]:
     """Of outputs `first` to `last`: [last - first, k]."""
     if foreign.method == "awq":
         return _along_outputs(tensors.codes[:, first // 8 : -(-last // 8)], foreign).T
-    numbers = np.ascontiguousarray(tensors.codes[:, first:last].T).view(np.uint8)  # [outputs, bytes], inputs in order
+    words = np.ascontiguousarray(tensors.codes[:, first:last].T)
+    numbers: npt.NDArray[np.uint8] = words.view(np.uint8)  # [outputs, bytes], inputs in order
     if foreign.bits == 8:
         return numbers
     return np.stack([numbers & np.uint8(15), numbers >> np.uint8(4)], axis=-1).reshape(last - first, -1)

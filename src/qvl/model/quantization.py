@@ -80,7 +80,7 @@ class Quantization:
 
     @staticmethod
     def of_foreign(foreign: Foreign, rest: bool = False) -> Quantization:
-        """What AWQ and GPTQ have quantised, with their numbers. rest: then all else is int8, as `of` has it for int4."""
+        """What AWQ and GPTQ have quantised, with their numbers. rest: all else is int8 then, as in `of`."""
         language = Scheme(foreign.kind, foreign.packed_group, foreign.symmetric)
         other = Scheme("int8") if rest else None
         return Quantization(foreign.kind, language, other, other)
@@ -149,7 +149,7 @@ def refuse_quantised(folder: Path, purpose: str) -> None:
 
 
 def refuse_twice(folder: Path) -> None:
-    """Raise CheckpointError where `qvl quantize` wrote a folder; what AWQ and GPTQ have quantised only changes layout."""
+    """Raise CheckpointError where `qvl quantize` wrote a folder. What AWQ and GPTQ have quantised may change layout."""
     if stored_quantization(folder) is not None:
         refuse_quantised(folder, "quantising")
 
