@@ -1,8 +1,8 @@
 """The numbers of AWQ and GPTQ checkpoints in qvl's layout: codes, zero points and scales are moved, never rounded.
 
 Both pack codes in int32, the lowest bits first, of a matrix that lies [inputs, outputs]: AWQ eight outputs to a word,
-in the order 0 2 4 6 1 3 5 7; GPTQ four or eight inputs to a word. Zero points [groups, outputs] are packed along outputs
-by both, GPTQ's first format with one less. Sources: https://github.com/casper-hansen/AutoAWQ and
+in the order 0 2 4 6 1 3 5 7; GPTQ four or eight inputs to a word. Zero points [groups, outputs] are packed along
+outputs by both, in GPTQ's first format with one less. Sources: https://github.com/casper-hansen/AutoAWQ and
 https://github.com/ModelCloud/GPTQModel
 """
 
@@ -142,7 +142,7 @@ def _along_outputs(words: Words, foreign: Foreign) -> npt.NDArray[np.uint8]:
     """[rows, n / numbers in a word] to [rows, n]."""
     places = _AWQ_PLACES if foreign.method == "awq" else range(32 // foreign.bits)
     shifts = np.array([foreign.bits * place for place in places], np.uint32)
-    numbers = ((words[:, :, None] >> shifts) & np.uint32((1 << foreign.bits) - 1)).astype(np.uint8)
+    numbers: npt.NDArray[np.uint8] = ((words[:, :, None] >> shifts) & ((1 << foreign.bits) - 1)).astype(np.uint8)
     return numbers.reshape(len(words), -1)
 
 
@@ -151,10 +151,12 @@ def _codes(tensors: Tensors, foreign: Foreign, first: int, last: int) -> npt.NDA
     if foreign.method == "awq":
         return _along_outputs(tensors.codes[:, first // 8 : -(-last // 8)], foreign).T
     words = np.ascontiguousarray(tensors.codes[:, first:last].T)
-    numbers: npt.NDArray[np.uint8] = words.view(np.uint8)  # [outputs, bytes], inputs in order
+    pairs: npt.NDArray[np.uint8] = words.view(np.uint8)  # [outputs, bytes], inputs in order
     if foreign.bits == 8:
-        return numbers
-    return np.stack([numbers & np.uint8(15), numbers >> np.uint8(4)], axis=-1).reshape(last - first, -1)
+        return pairs
+    codes = np.empty((last - first, tensors.k), np.uint8)
+    codes[:, 0::2], codes[:, 1::2] = pairs & np.uint8(15), pairs >> np.uint8(4)
+    return codes
 
 
 def _block(tensors: Tensors, foreign: Foreign, how: Packing, first: int, last: int) -> PackedMatrix:
