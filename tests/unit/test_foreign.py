@@ -1,4 +1,4 @@
-"""Checkpoints that AWQ and GPTQ have quantised: each layout against the same numbers in float32, and what is refused."""
+"""Checkpoints that AWQ and GPTQ have quantised: each layout against its numbers in float32, and what is refused."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from qvl.ops.packing import unpack
 from qvl.runtime import memory
 from qvl.runtime.engine import Engine
 from tests.unit.foreign_support import WIDE, Form, edit_config, read_tensors, write_foreign, write_tensors
+from tests.unit.ops.test_linear import each_level
 from tests.unit.quantized_support import QUESTION, cosine, difference, engine
 from tests.unit.test_quantized_model import BUILT, FLOAT32, ROUNDED
 
@@ -110,13 +111,10 @@ def test_logits_are_those_of_the_dequantised_weights(name: str, mode: str, writt
     assert cosine(got, wanted) > 0.999
 
 
-@BUILT
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "avx512vnni"])
+@each_level
 def test_the_lowest_code_of_int8_is_not_lost_in_any_kernel(level: str, written: Written) -> None:
     """-128, which qvl's own quantising never makes."""
     packed, plain = written("gptq-int8")
-    if level not in native.levels():
-        pytest.skip(f"this CPU has no {level}")
     with native.using("native", level=level):
         got, wanted = engine(packed).next_logits(QUESTION), engine(plain).next_logits(QUESTION)
     assert difference(got, wanted) < ROUNDED["int8"]
@@ -294,7 +292,7 @@ def test_what_does_not_go_together_is_explained(written: Written, tmp_path: Path
             Engine.open(model=packed, quantize=asked, device="cpu")
     with pytest.raises(UsageError, match="quantised to int8 by GPTQ; --quant int4 takes the original"):
         Engine.open(model=written("gptq-int8")[0], quantize="int4", device="cpu")
-    with pytest.raises(DeviceError, match="what AWQ has quantised runs on CPUs; .*--quant int4"):
+    with pytest.raises(DeviceError, match=r"what AWQ has quantised runs on CPUs; .*--quant int4"):
         chosen_quantization("auto", packed, "gpu:0", "bfloat16")
     with pytest.raises(QvlError, match="qvl quantize"):
         Engine.open(model=packed, device="cpu").save(tmp_path / "saved")

@@ -17,7 +17,11 @@ Method = Literal["awq", "gptq"]
 METHODS: tuple[Method, ...] = get_args(Method)
 KEY = "quantization_config"
 # The hub ids of published checkpoints end so.
-_PUBLISHED: dict[str, tuple[Method, int]] = {"-AWQ": ("awq", 4), "-GPTQ-Int4": ("gptq", 4), "-GPTQ-Int8": ("gptq", 8)}
+PUBLISHED_ENDS: dict[str, tuple[Method, int]] = {
+    "-AWQ": ("awq", 4),
+    "-GPTQ-Int4": ("gptq", 4),
+    "-GPTQ-Int8": ("gptq", 8),
+}
 _WORD = 32  # bits of the integers that codes are packed in
 # How GPTQ's tools call their layouts: the first has zero points less one, the second as they are.
 _FORMATS = ("gptq", "gptq_v2")
@@ -149,7 +153,7 @@ def published_foreign(model: str) -> Foreign | None:
     """How a checkpoint of the Qwen organisation is quantised, by its hub id."""
     if not model.startswith("Qwen/Qwen2-VL-"):
         return None
-    for end, (method, bits) in _PUBLISHED.items():
+    for end, (method, bits) in PUBLISHED_ENDS.items():
         if model.endswith(end):
             return Foreign(method, bits, 128, method == "gptq", method == "gptq")
     return None

@@ -154,14 +154,19 @@ def refuse_twice(folder: Path) -> None:
         refuse_quantised(folder, "quantising")
 
 
-def foreign_quantization(foreign: Foreign, asked: str, where: str) -> Quantization:
-    """What a CPU runs of weights that AWQ or GPTQ has quantised. asked: as for `chosen_quantization`; their own width
-    has all else quantised too. Raises UsageError for any other.
+def foreign_quantization(foreign: Foreign, asked: str, where: str, device: str = "cpu") -> Quantization:
+    """What a run gets of weights that AWQ or GPTQ has quantised. asked: as for `chosen_quantization`; their own width
+    has all else quantised too. Raises UsageError for any other, DeviceError for a GPU.
     """
     if asked not in ("auto", foreign.kind):
         raise UsageError(
             f"{where}: its weights are quantised to {_described(foreign)}; --quant {asked} takes the original, "
             "or leave it out"
+        )
+    if device.startswith("gpu"):
+        raise DeviceError(
+            f"{where}: what {foreign.label} has quantised runs on CPUs; on a GPU take the original and "
+            f"--quant {foreign.kind}"
         )
     return Quantization.of_foreign(foreign, rest=asked != "auto")
 
@@ -189,13 +194,7 @@ def chosen_quantization(asked: str, folder: Path, device: str, dtype: str) -> Qu
         return stored
     foreign = foreign_of(folder)
     if foreign is not None:
-        chosen = foreign_quantization(foreign, asked, str(folder))
-        if on_gpu:
-            raise DeviceError(
-                f"{folder}: what {foreign.label} has quantised runs on CPUs; on a GPU take the original and "
-                f"--quant {foreign.kind}"
-            )
-        return chosen
+        return foreign_quantization(foreign, asked, str(folder), device)
     width = next((width for width in WIDTHS if width == asked), None)
     if width is None or not on_gpu:
         return None if width is None else Quantization.of(width)
