@@ -79,7 +79,6 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
     if options.threads is not None:
         set_threads(options.threads)
     try:
-        from qvl.model.quantization import stored_quantization
         from qvl.runtime.quantizing import Wish, quantize, why_slow
     except ModuleNotFoundError as error:
         if error.name != "paddle":
@@ -98,10 +97,8 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
         options.force,
     )
     with render.progress(f"quantising {source.name}", options.quiet) as on_progress:
-        size = quantize(source, out, wish, on_progress)
-    stored = stored_quantization(out)
-    width = stored.width if stored is not None else "quantised"
+        written = quantize(source, out, wish, on_progress)
     render.note(
-        f"{width} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
+        f"{written.width} weights of {written.nbytes / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
         options.quiet,
     )

@@ -18,6 +18,7 @@ from qvl.model.quantization import (  # noqa: E402
     DEFAULT_SYMMETRIC,
     WIDTHS,
     Quantization,
+    Width,
     foreign_quantization,
 )
 from qvl.ops import native  # noqa: E402
@@ -37,8 +38,16 @@ class Wish:
     force: bool = False
 
 
-def quantize(source: Path, out: Path, wish: Wish, on_progress: Progress | None = None) -> int:
-    """Write a quantised copy of a checkpoint folder; returns the bytes of its weights.
+@dataclass(frozen=True)
+class Written:
+    """What a folder was written with: the bytes of its weights, and what they are called."""
+
+    nbytes: int
+    width: str
+
+
+def quantize(source: Path, out: Path, wish: Wish, on_progress: Progress | None = None) -> Written:
+    """Write a quantised copy of a checkpoint folder.
 
     Raises UsageError for the wish, CheckpointError for the folders.
     """
@@ -51,15 +60,20 @@ def quantize(source: Path, out: Path, wish: Wish, on_progress: Progress | None =
         if wish.group is not None or wish.symmetric is not None:
             raise UsageError(f"--group and --symmetric: what {foreign.label} has quantised keeps its groups")
         chosen = foreign_quantization(foreign, wish.width or "auto", str(source))
-        return quantise_folder(source, out, chosen, layout=wish.layout, force=wish.force, on_progress=on_progress)
+    else:
+        chosen = _of_original(width, wish)
+    size = quantise_folder(source, out, chosen, layout=wish.layout, force=wish.force, on_progress=on_progress)
+    return Written(size, chosen.width)
+
+
+def _of_original(width: Width, wish: Wish) -> Quantization:
     if width != "int4" and (wish.group is not None or wish.symmetric is not None):
         raise UsageError(f"--group and --symmetric are for int4; {width} has one scale an output or none")
     group = DEFAULT_GROUP if wish.group is None else wish.group
     if group not in GROUPS:
         raise UsageError(f"--group {group}: one of {', '.join(map(str, GROUPS))} was expected")
     symmetric = DEFAULT_SYMMETRIC if wish.symmetric is None else wish.symmetric
-    chosen = Quantization.of(width, group, symmetric)
-    return quantise_folder(source, out, chosen, layout=wish.layout, force=wish.force, on_progress=on_progress)
+    return Quantization.of(width, group, symmetric)
 
 
 def why_slow() -> str | None:
