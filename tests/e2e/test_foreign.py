@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,3 +123,18 @@ def test_a_batch_and_a_conversation_give_what_single_questions_give(
     )
     assert done.returncode == 0, done.stderr
     assert "int4" in done.stdout + done.stderr and alone[0].strip() in done.stdout
+
+
+def test_a_short_name_stands_for_the_published_checkpoint(
+    qvl: Run, folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QVL_HOME", str(tmp_path / "home"))
+    shutil.copytree(folder("awq"), tmp_path / "home" / "models" / "Qwen" / "Qwen2-VL-2B-Instruct-AWQ")
+    assert tokens(qvl("infer", "--model", "2b-awq", *QUESTION)) == tokens(
+        qvl("infer", "--model", folder("awq"), *QUESTION)
+    )
+    code, _, err = qvl("infer", "--model", "7b-gptq-int4", "-p", "Hi")
+    assert code == 1 and "Qwen/Qwen2-VL-7B-Instruct-GPTQ-Int4 is not on this machine" in err
+    assert "qvl download 7b-gptq-int4" in err
+    code, _, err = qvl("bench", "--model", "Qwen/Qwen2-VL-2B-Instruct-AWQ", "--random-weights")
+    assert code == 2 and "is quantised, random weights are not" in err

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from qvl.model.packed_store import quantise_folder
 from qvl.model.packing import Source
 from qvl.model.quantization import Quantization, Scheme, chosen_quantization, matrix_shapes, stored_quantization
 from qvl.model.safetensors_io import SafetensorsFile, bfloat16_bits
+from qvl.model.shapes import parameter_shapes
 from qvl.ops import native
 from qvl.ops.packing import unpack
 from qvl.runtime import memory
@@ -315,3 +319,47 @@ def test_only_the_layers_of_the_files_are_taken_apart(written: Written) -> None:
         names = {name.rpartition(".")[2] for name in file.tensors if "down_proj" in name}
         assert names == {"qweight", "qzeros", "scales", "g_idx"}
         assert file.tensors["model.layers.0.mlp.down_proj.qweight"].shape == (384 // 8, 256)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from qvl import environment
+environment.prepare()
+import paddle
+from qvl.model.config import ModelConfig
+from qvl.model.packed_weights import load_quantised
+from qvl.model.quantization import chosen_quantization
+from qvl.runtime.memory import peak_bytes, weight_bytes
+folder = Path(sys.argv[1])
+config, chosen = ModelConfig.from_folder(folder), chosen_quantization("auto", folder, "cpu", "float32")
+paddle.matmul(paddle.ones([64, 64]), paddle.ones([64, 64]))
+before = peak_bytes()
+model = load_quantised(folder, config, chosen)
+print(peak_bytes() - before, weight_bytes(config, "float32", (), chosen))
+"""
+
+
+@pytest.mark.slow
+def test_loading_takes_the_result_and_a_matrix_in_pieces(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 16, "num_hidden_layers": 12}
+    config = replace(WIDE, hidden_size=1024, intermediate_size=8192, **heads)
+    config = replace(config, vision_config=replace(config.vision_config, hidden_size=1024))
+    random, form, tensors = np.random.default_rng(0), Foreign("awq", 4, 128, False), {}
+    for name, shape in parameter_shapes(config).items():
+        if is_projection(name):
+            for key, size in form.shapes(*shape).items():
+                numbers = random.integers(0, 2**31, size, np.int32)
+                module = name.removesuffix(".weight")
+                tensors[f"{module}.{key}"] = np.full(size, 0.001, np.float16) if key == "scales" else numbers
+        else:
+            tensors[name] = np.zeros(shape, np.float16)
+    write_tensors(tmp_path, tensors)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    edit_config(tmp_path, lambda data: data.update(quantization_config=Form("awq").section))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    taken, result = map(int, run.stdout.split())
+    assert result > 160 * 2**20
+    # A matrix is 4 MB here, and a block of codes of each of a few threads 8 MB, in some copies.
+    assert taken < result + 100 * 2**20 < 2 * result
