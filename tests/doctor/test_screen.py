@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import psutil
 import pytest
 
 from qvl.hub.random_checkpoint import TINY
+from qvl.model.config import ModelConfig
 from qvl.model.packed_store import quantise_folder
-from qvl.model.quantization import WIDTHS, Quantization
-from qvl.model.shapes import FULL_2B
+from qvl.model.quantization import WIDTHS, Quantization, Scheme
+from qvl.model.shapes import FULL_2B, FULL_72B
 from qvl.runtime.cache import cache_bytes
 from qvl.runtime.memory import weight_bytes
 from tests.doctor.conftest import Run
+from tests.unit.foreign_support import Form, read_tensors, write_foreign, write_tensors
 
 GIB = 1024**3
 
@@ -375,3 +378,41 @@ def test_no_secret_is_shown(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     for arguments in ((), ("--json",)):
         out = doctor(*arguments)[1]
         assert "hidden-words" not in out and "mirror.example" in out
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("model", "config", "language"),
+    [
+        ("2b-awq", FULL_2B, Scheme("int4", 128, False)),
+        ("Qwen/Qwen2-VL-2B-Instruct-GPTQ-Int8", FULL_2B, Scheme("int8", 128)),
+        ("72b-gptq-int4", replace(FULL_72B, intermediate_size=29696), Scheme("int4", 128)),
+    ],
+)
+def test_a_published_quantised_model_is_reckoned_as_it_is_stored(
+    model: str, config: ModelConfig, language: Scheme, doctor: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 4000)
+    _, report = as_json(doctor("--json", "--model", model))
+    fits = [fit for fit in report["fits"] if fit["asked"]]
+    assert [fit["quantize"] for fit in fits] == [language.kind]
+    as_stored = Quantization(language.kind, language, None, None)
+    assert fits[0]["weights"] == weight_bytes(config, "float32", (), as_stored)
+    assert "2b" in {name for fit in report["fits"] if not fit["asked"] for name in fit["profiles"]}
+    _, report = as_json(doctor("--json", "--model", model, "--quant", language.kind))
+    whole = Quantization(language.kind, language, Scheme("int8"), Scheme("int8"))
+    assert next(fit for fit in report["fits"] if fit["asked"])["weights"] == weight_bytes(config, "float32", (), whole)
+    _, report = as_json(doctor("--json", "--model", model, "--quant", "bf16"))
+    assert any("--quant bf16 takes the original" in problem for problem in report["problems"])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_of_awq_is_known_and_what_is_missing_said(doctor: Run, tmp_path: Path) -> None:
+    packed, _ = write_foreign(tmp_path, Form("awq"), tokenizer=True)
+    code, report = as_json(doctor("--json", "--model", str(packed)))
+    assert code == 0 and next(fit for fit in report["fits"] if fit["asked"])["quantize"] == "int4"
+    tensors = read_tensors(packed)
+    del tensors["model.layers.0.mlp.up_proj.qzeros"]
+    write_tensors(packed, tensors)
+    code, said, _ = doctor("-q", "--model", str(packed))
+    assert code == 1 and "1 tensors are missing, model.layers.0.mlp.up_proj.qzeros" in " ".join(said.split())

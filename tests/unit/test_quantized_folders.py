@@ -141,8 +141,8 @@ def test_a_damaged_folder_is_named_with_what_is_wrong(stored: Callable[..., Path
     deeper = _edited(folder, tmp_path / "deeper", lambda c: c.update(num_hidden_layers=4))
     with pytest.raises(CheckpointError, match=r"model\.layers\.3\..* is missing"):
         engine(deeper)
-    other = _edited(folder, tmp_path / "other", lambda c: c["quantization_config"].update(quant_method="awq"))
-    with pytest.raises(CheckpointError, match=r"quantised checkpoints \(awq\)"):
+    other = _edited(folder, tmp_path / "other", lambda c: c["quantization_config"].update(quant_method="hqq"))
+    with pytest.raises(CheckpointError, match=r"quantised checkpoints \(hqq\)"):
         engine(other)
 
 

@@ -27,8 +27,13 @@ class QuantizeOptions:
     ] = ""
     out: Annotated[str | None, option("--output", "-o", metavar="DIR", help="The folder to write.")] = None
     quant: Annotated[
-        str, option("--quant", metavar="int4|int8|bf16", help="What the weights become; int4 without it.")
-    ] = "int4"
+        str | None,
+        option(
+            "--quant",
+            metavar="int4|int8|bf16",
+            help="What the weights become; int4 without it, and as they are what AWQ or GPTQ has quantised.",
+        ),
+    ] = None
     group: Annotated[
         int | None, option("--group", metavar="32|64|128", help="Inputs that share a scale in int4; 64 without it.")
     ] = None
@@ -92,7 +97,8 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
         options.force,
     )
     with render.progress(f"quantising {source.name}", options.quiet) as on_progress:
-        size = quantize(source, out, wish, on_progress)
+        written = quantize(source, out, wish, on_progress)
     render.note(
-        f"{options.quant} weights of {size / render.GIB:.2f} GiB; qvl infer --model {out} runs them", options.quiet
+        f"{written.width} weights of {written.nbytes / render.GIB:.2f} GiB; qvl infer --model {out} runs them",
+        options.quiet,
     )

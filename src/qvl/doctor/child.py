@@ -138,9 +138,10 @@ def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator
 def _widths(subject: Subject, device: str) -> Sequence[str]:
     """What a shape is reckoned with: what was asked for, or everything that makes a difference."""
     from qvl.doctor.fit import QUANTISATIONS
+    from qvl.doctor.subjects import is_quantised
     from qvl.hub.locate import DEMO
 
-    if subject.asked or subject.quantize != "auto" or subject.model == DEMO:
+    if subject.asked or subject.quantize != "auto" or subject.model == DEMO or is_quantised(subject.model):
         return (subject.quantize,)
     return QUANTISATIONS if device == "cpu" else [width for width in QUANTISATIONS if width != "bf16"]
 

@@ -13,6 +13,7 @@ from qvl.hub.places import store_folder
 from qvl.hub.store import list_models
 from qvl.model.checkpoint import Layout, find_pickle, find_shards, list_tensors
 from qvl.model.config import ModelConfig
+from qvl.model.foreign import foreign_of
 from qvl.model.quantization import stored_quantization, tensor_names
 from qvl.model.safetensors_io import SafetensorsFile
 from qvl.model.shapes import parameter_shapes
@@ -41,7 +42,13 @@ def flaw(folder: Path, layout: Layout | None = None) -> str:
         if find_pickle(folder) is not None:
             return ""  # cannot be looked into without running what is in it
         stored = stored_quantization(folder)
-        wanted = list(parameter_shapes(config)) if stored is None else tensor_names(config, stored)
+        foreign = foreign_of(folder)
+        if stored is not None:
+            wanted = tensor_names(config, stored)
+        elif foreign is not None:
+            wanted = foreign.tensor_names(parameter_shapes(config))
+        else:
+            wanted = list(parameter_shapes(config))
         there = set(list_tensors(folder, layout)) if stored is None else _names(folder)
     except QvlError as error:
         return str(error)

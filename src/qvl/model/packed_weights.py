@@ -17,7 +17,7 @@ from qvl.model.packing import Source
 from qvl.model.quantization import Quantization, matrix_shapes, stored_quantization
 from qvl.model.qwen2_vl import Qwen2VL
 from qvl.model.shapes import parameter_shapes
-from qvl.model.weights import assign, empty_model, laid_out
+from qvl.model.weights import assign, empty_model, fill_parameters, laid_out
 from qvl.ops import AttentionImpl
 from qvl.ops.linear import PackedLinear
 from qvl.ops.packing import PackedMatrix
@@ -43,13 +43,16 @@ def load_quantised(
     """
     if stored_quantization(folder) is not None:
         mapped = Mapped(folder, config, quantization)
-        return _model(config, quantization, attention, mapped.matrix, mapped.floats)
+        model = _model(config, quantization, attention, mapped.matrix, mapped.floats)
+        for name, parameter in model.named_parameters():
+            assign(parameter, laid_out(name, mapped.floats(name)))
+        return model
     with Source(folder, config, layout) as source:
         total, done = sum(source.nbytes(name) for name in parameter_shapes(config)), 0
 
-        def count(name: str) -> None:
+        def count(nbytes: int) -> None:
             nonlocal done
-            done += source.nbytes(name)
+            done += nbytes
             if on_progress:
                 on_progress(done, total)
 
@@ -57,17 +60,20 @@ def load_quantised(
             scheme = quantization.scheme_of(name)
             assert scheme is not None
             packed = source.matrix(name, scheme.packing())
-            count(name)
+            count(source.nbytes(name))
             return packed
 
         def floats(name: str) -> Floats:
             values = source.floats(name)
-            count(name)
+            count(source.nbytes(name))
             return values
 
-        if quantization.embedding is None:  # what a GPU runs
+        if quantization.embedding is None and source.foreign is None:  # what a GPU runs
             return weight_only.load(config, quantization, dtype, attention, floats)
-        return _model(config, quantization, attention, matrix, floats)
+        model = _model(config, quantization, attention, matrix, floats)
+        for nbytes in fill_parameters(model, source.entries, "float32"):
+            count(nbytes)
+        return model
 
 
 def _model(
@@ -77,14 +83,15 @@ def _model(
     matrix: Callable[[str], PackedMatrix],
     floats: Callable[[str], Floats],
 ) -> Qwen2VL:
+    """With its packed layers filled. matrix, floats: give a parameter, packed or in the Hugging Face layout."""
     model = empty_model(config, "float32", attention)
     replace_linears(model, quantization)
     shapes, weights = parameter_shapes(config), {}
     for name in matrix_shapes(config):
+        if quantization.scheme_of(name) is None:
+            continue
         module = name.removesuffix(".weight")
         bias = f"{module}.bias"
         weights[module] = PackedLinear(matrix(name), floats(bias) if bias in shapes else None)
     give_weights(model, weights)
-    for name, parameter in model.named_parameters():
-        assign(parameter, laid_out(name, floats(name)))
     return model

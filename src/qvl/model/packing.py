@@ -1,10 +1,11 @@
-"""Quantising a checkpoint's matrices one by one, straight from its files.
+"""Quantising a checkpoint's matrices one by one, straight from its files; those of AWQ and GPTQ are laid out anew.
 
 At no time is more held than the result and a block of rows; of a matrix in Paddle's layout, the whole of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy.typing as npt
 from qvl.errors import CheckpointError
 from qvl.model.checkpoint import Entry, Layout, find_pickle, list_tensors
 from qvl.model.config import ModelConfig
-from qvl.model.quantization import EMBEDDING, refuse_quantised
+from qvl.model.foreign import Foreign, foreign_of, is_projection
+from qvl.model.foreign_packing import check_entries, packed, zero_biases
+from qvl.model.quantization import EMBEDDING, refuse_twice
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_to_float32
 from qvl.model.shapes import parameter_shapes
 from qvl.ops.linear import pack
@@ -32,16 +35,19 @@ Rows = npt.NDArray[Any]
 class Source:
     """The weights of a checkpoint folder, matrix by matrix. Use as a context manager.
 
-    Raises CheckpointError for weights that are pickled or quantised, and for what is missing, left over or misshapen.
+    Raises CheckpointError for weights that are pickled or that `qvl quantize` wrote, and for what is missing, left over
+    or misshapen.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, layout: Layout | None = None) -> None:
-        refuse_quantised(folder, "quantising")
+        refuse_twice(folder)
         pickled = find_pickle(folder)
         if pickled is not None:
             raise CheckpointError(f"{pickled}: pickled weights cannot be quantised; convert them to safetensors first")
         self.entries = list_tensors(folder, layout)
-        _check(self.entries, config, folder)
+        self.foreign = foreign_of(folder)
+        self._shapes = parameter_shapes(config)
+        _check(self.entries, config, folder, self.foreign)
         self._files: dict[Path, SafetensorsFile] = {}
         self._open = ExitStack()
 
@@ -57,11 +63,19 @@ class Source:
 
     def nbytes(self, name: str) -> int:
         """Of a parameter, as it is stored."""
-        entry = self.entries[name]
-        return int(np.prod(entry.shape, dtype=np.int64)) * STORED_DTYPES[entry.dtype].itemsize
+        names = [name] if self.foreign is None else self.foreign.tensor_names([name])
+        stored = [self.entries[each] for each in names]
+        return sum(math.prod(entry.shape) * STORED_DTYPES[entry.dtype].itemsize for entry in stored)
 
     def matrix(self, name: str, how: Packing) -> PackedMatrix:
-        """One parameter [n, k] packed. Checkpoints that come quantised are to be turned into ours here."""
+        """One parameter [n, k] packed. how: where AWQ or GPTQ has quantised it, what `Quantization.of_foreign` says.
+
+        Raises CheckpointError for numbers of theirs that there is no place for.
+        """
+        if self.foreign is not None and is_projection(name):
+            assert (how.kind, how.group) == (self.foreign.kind, self.foreign.packed_group)
+            n, k = self._shapes[name]
+            return packed(name, (n, k), self.foreign, self._stored)
         entry = self.entries[name]
         n, k = entry.shape[::-1] if self._turned(name) else entry.shape
         arrays = {key: np.empty(shape, dtype) for key, (shape, dtype) in how.shapes(n, k).items()}
@@ -80,6 +94,11 @@ class Source:
         whole = next(self._files[entry.path].rows(entry.name, max(1, entry.shape[0])))
         values = _widened(whole, entry.dtype).reshape(entry.shape)
         return values.T if len(entry.shape) == 2 and self._turned(name) else values
+
+    def _stored(self, tensor: str) -> Rows | None:
+        """A tensor whole, as it is in the file."""
+        entry = self.entries.get(tensor)
+        return None if entry is None else next(self._files[entry.path].rows(entry.name, max(1, entry.shape[0])))
 
     def _turned(self, name: str) -> bool:
         """Whether the file has a matrix as its transpose, which an embedding never is."""
@@ -104,13 +123,20 @@ def _widened(block: Rows, stored: str) -> Rows:
     return bfloat16_to_float32(block) if stored == "BF16" else block.astype(np.float32, copy=False)
 
 
-def _check(entries: Mapping[str, Entry], config: ModelConfig, folder: Path) -> None:
+def _check(entries: Mapping[str, Entry], config: ModelConfig, folder: Path, foreign: Foreign | None) -> None:
     """Raise CheckpointError unless the files have every parameter, of its shape, and nothing else."""
     shapes = parameter_shapes(config)
-    extra = entries.keys() - shapes.keys()
+    wanted, used = set(shapes), set(shapes)
+    if foreign is not None:
+        wanted = set(foreign.tensor_names(shapes))
+        used = wanted | check_entries(entries, shapes, foreign)
+        shapes = {name: shape for name, shape in shapes.items() if not is_projection(name)}
+    extra = set(entries.keys() - used)
     if config.tie_word_embeddings:
         extra -= {"lm_head.weight"}  # some tools store the tied head as well; it is the embedding
-    for names, what in ((shapes.keys() - entries.keys(), "is missing"), (extra, "belongs to no part of this model")):
+    if foreign is not None:
+        extra -= zero_biases(entries, extra)
+    for names, what in ((wanted - entries.keys(), "is missing"), (extra, "belongs to no part of this model")):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise CheckpointError(f"{folder}: tensor {min(names)} {what}{more}")

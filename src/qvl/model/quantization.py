@@ -5,7 +5,6 @@ Norms, biases and the embedding of patches, which together are a thousandth of a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from qvl.errors import CheckpointError, DeviceError, UsageError
 from qvl.model.checkpoint import LM_HEAD
 from qvl.model.config import QUANT_METHOD, ModelConfig
+from qvl.model.foreign import KEY, Foreign, foreign_of, read_section
 from qvl.model.shapes import parameter_shapes
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ WIDTHS: tuple[Width, ...] = get_args(Width)
 DEFAULT_GROUP, DEFAULT_SYMMETRIC = 64, False
 
 EMBEDDING = "model.embed_tokens.weight"
-_KEY = "quantization_config"
 _VERSION = 1
 _PARTS = ("language", "embedding", "vision")
 
@@ -79,6 +78,13 @@ class Quantization:
         """What Paddle's weight-only products run on a GPU: the layers alone, int4 in groups of 64."""
         return Quantization(width, Scheme(width, 64 if width == "int4" else 0), None, None)
 
+    @staticmethod
+    def of_foreign(foreign: Foreign, rest: bool = False) -> Quantization:
+        """What AWQ and GPTQ have quantised, with their numbers. rest: all else is int8 then, as in `of`."""
+        language = Scheme(foreign.kind, foreign.packed_group, foreign.symmetric)
+        other = Scheme("int8") if rest else None
+        return Quantization(foreign.kind, language, other, other)
+
     def scheme_of(self, name: str) -> Scheme | None:
         """Of the parameter of that name; None: it stays as it is. Matrices alone are ever asked for."""
         if name in (EMBEDDING, LM_HEAD):
@@ -87,7 +93,8 @@ class Quantization:
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` says in `quantization_config`."""
-        parts = {part: asdict(getattr(self, part)) for part in _PARTS}
+        schemes = {part: getattr(self, part) for part in _PARTS}
+        parts = {part: None if scheme is None else asdict(scheme) for part, scheme in schemes.items()}
         return {"quant_method": QUANT_METHOD, "version": _VERSION, "width": self.width, **parts}
 
     @staticmethod
@@ -99,12 +106,14 @@ class Quantization:
                 "quantise the original again"
             )
         try:
-            schemes = {part: Scheme(**data[part]) for part in _PARTS}
-            if data["width"] not in WIDTHS or not all(scheme.kind in WIDTHS for scheme in schemes.values()):
+            language = Scheme(**data["language"])
+            embedding, vision = (None if data[part] is None else Scheme(**data[part]) for part in _PARTS[1:])
+            schemes = [scheme for scheme in (language, embedding, vision) if scheme is not None]
+            if data["width"] not in WIDTHS or not all(scheme.kind in WIDTHS for scheme in schemes):
                 raise ValueError(f"width {data['width']!r}")
-            return Quantization(data["width"], **schemes)
+            return Quantization(data["width"], language, embedding, vision)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{where}: {_KEY} is damaged ({error!r})") from None
+            raise CheckpointError(f"{where}: {KEY} is damaged ({error!r})") from None
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -125,22 +134,45 @@ def tensor_names(config: ModelConfig, quantization: Quantization) -> list[str]:
 
 def stored_quantization(folder: Path) -> Quantization | None:
     """What the weights of a folder that `qvl quantize` wrote are; None for any other. Raises CheckpointError."""
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # said by whoever reads the configuration
-    said = data.get(_KEY) if isinstance(data, Mapping) else None
-    if not isinstance(said, Mapping) or said.get("quant_method") != QUANT_METHOD:
+    said = read_section(folder)
+    if said is None or said.get("quant_method") != QUANT_METHOD:
         return None
-    return Quantization.from_dict(said, str(path))
+    return Quantization.from_dict(said, str(folder / "config.json"))
 
 
 def refuse_quantised(folder: Path, purpose: str) -> None:
     """Raise CheckpointError where a folder's weights are quantised and `purpose` needs them as they were."""
-    stored = stored_quantization(folder)
-    if stored is not None:
-        raise CheckpointError(f"{folder}: its weights are quantised to {stored.width}; {purpose} takes the original")
+    stored, foreign = stored_quantization(folder), foreign_of(folder)
+    if stored is not None or foreign is not None:
+        what = stored.width if stored is not None else _described(foreign)
+        raise CheckpointError(f"{folder}: its weights are quantised to {what}; {purpose} takes the original")
+
+
+def refuse_twice(folder: Path) -> None:
+    """Raise CheckpointError where `qvl quantize` wrote a folder. What AWQ and GPTQ have quantised may change layout."""
+    if stored_quantization(folder) is not None:
+        refuse_quantised(folder, "quantising")
+
+
+def foreign_quantization(foreign: Foreign, asked: str, where: str, device: str = "cpu") -> Quantization:
+    """What a run gets of weights that AWQ or GPTQ has quantised. asked: as for `chosen_quantization`; their own width
+    has all else quantised too. Raises UsageError for any other, DeviceError for a GPU.
+    """
+    if asked not in ("auto", foreign.kind):
+        raise UsageError(
+            f"{where}: its weights are quantised to {_described(foreign)}; --quant {asked} takes the original, "
+            "or leave it out"
+        )
+    if device.startswith("gpu"):
+        raise DeviceError(
+            f"{where}: what {foreign.label} has quantised runs on CPUs; on a GPU take the original and "
+            f"--quant {foreign.kind}"
+        )
+    return Quantization.of_foreign(foreign, rest=asked != "auto")
+
+
+def _described(foreign: Foreign | None) -> str:
+    return "" if foreign is None else f"{foreign.kind} by {foreign.label}"
 
 
 def chosen_quantization(asked: str, folder: Path, device: str, dtype: str) -> Quantization | None:
@@ -160,6 +192,9 @@ def chosen_quantization(asked: str, folder: Path, device: str, dtype: str) -> Qu
                 f"{folder}: its weights are laid out for CPUs; on a GPU take the original and --quant {stored.width}"
             )
         return stored
+    foreign = foreign_of(folder)
+    if foreign is not None:
+        return foreign_quantization(foreign, asked, str(folder), device)
     width = next((width for width in WIDTHS if width == asked), None)
     if width is None or not on_gpu:
         return None if width is None else Quantization.of(width)

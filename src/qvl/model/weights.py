@@ -80,14 +80,15 @@ def fill_model(
     _check_complete(model, entries, folder)
     total = sum(_nbytes(entries[name]) for name, _ in model.named_parameters())
     done = 0
-    for nbytes in _fill(model, entries, dtype):
+    for nbytes in fill_parameters(model, entries, dtype):
         done += nbytes
         if on_progress:
             on_progress(done, total)
 
 
-def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:
-    """Fill the parameters, file by file; yield the stored bytes of each as it is done.
+def fill_parameters(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:
+    """Fill the parameters, file by file; yield the stored bytes of each as it is done. Of a quantised model those that
+    are not.
 
     Turning matrices over is bound by the processor, so a few threads share it; each holds one block of its own.
     """
