@@ -127,10 +127,10 @@ void bind_norm(py::module_& m) {
   m.def("layer_norm", &layer, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
   m.def("add_layer_norm", &add_layer, py::arg("x"), py::arg("delta"), py::arg("weight"), py::arg("bias"),
         py::arg("epsilon"));
-  for (const auto& [name, back] : {std::pair{"rms_norm_grad", &rms_back}, std::pair{"layer_norm_grad", &layer_back}}) {
-    m.def(name, back, py::arg("x"), py::arg("weight"), py::arg("epsilon"), py::arg("grad"),
-          py::arg("grad_sum"), py::arg("wanted"));
-  }
+  m.def("rms_norm_grad", &rms_back, py::arg("x"), py::arg("weight"), py::arg("epsilon"), py::arg("grad"),
+        py::arg("grad_sum"), py::arg("wanted"));
+  m.def("layer_norm_grad", &layer_back, py::arg("x"), py::arg("weight"), py::arg("epsilon"), py::arg("grad"),
+        py::arg("grad_sum"), py::arg("wanted"));
   m.def("column_sums", &sums_of_columns, py::arg("x"));
 }
 

@@ -79,6 +79,8 @@ class Profile:
     system: the system turn of a conversation that has none; None: the template's own.
     max_context: tokens of prompt and answer together; None: the checkpoint's.
     feature_cache_mib: MiB of encoded pictures and clips that are kept in case they come again; 0: none.
+    quantize: what the weights are turned into as they are loaded; "auto" takes them as they are stored.
+    cache_dtype: of keys and values; "auto" is that of the model.
     weight_layout: "auto" trusts the metadata of the files.
     training: what `qvl finetune` does; see TrainingOptions.
     allow_pickle: read `.pdparams`, which can run code of whoever made the file.
@@ -101,7 +103,8 @@ class Profile:
     max_context: _Count | None = None
     feature_cache_mib: Annotated[int, Range(at_least=0)] = 256
     generation: Generation = field(default_factory=Generation)
-    quantize: Annotated[str, Pattern("none", "none (quantised weights are not available yet)")] = "none"
+    quantize: Literal["auto", "none", "bf16", "int8", "int4"] = "auto"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     weight_layout: Literal["auto", "hf", "paddle"] = "auto"
     allow_pickle: bool = False
     memory_gib: MemoryNeed = field(default_factory=MemoryNeed)

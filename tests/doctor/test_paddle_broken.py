@@ -125,7 +125,11 @@ def test_with_a_gpu_both_places_are_reckoned(doctor: Run, monkeypatch: pytest.Mo
     assert code == 0
     assert (report["paddle"]["device"], report["paddle"]["dtype"]) == ("gpu:0", "bfloat16")
     assert [gpu["name"] for gpu in report["gpus"]] == ["Some GPU", "Some GPU"]
-    verdicts = {(fit["profiles"][0], fit["device"]): fit for fit in report["fits"]}
+    verdicts = {(fit["profiles"][0], fit["device"]): fit for fit in report["fits"] if fit["quantize"] == "none"}
+    widths = {
+        device: {fit["quantize"] for fit in report["fits"] if fit["device"] == device} for device in ("gpu:0", "cpu")
+    }
+    assert widths == {"gpu:0": {"none", "int8", "int4"}, "cpu": {"none", "bf16", "int8", "int4"}}
     assert verdicts["7b", "gpu:0"]["verdict"] == "full" and verdicts["72b", "gpu:0"]["verdict"] == "no"
     assert verdicts["7b", "gpu:0"]["free"] == verdicts["7b", "gpu:0"]["size"] == 80 * 2**30
     assert 2 * verdicts["7b", "gpu:0"]["weights"] == verdicts["7b", "cpu"]["weights"]

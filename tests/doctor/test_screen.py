@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import psutil
 import pytest
 
 from qvl.hub.random_checkpoint import TINY
-from qvl.model.shapes import FULL_2B
+from qvl.model.config import ModelConfig
+from qvl.model.packed_store import quantise_folder
+from qvl.model.quantization import WIDTHS, Quantization, Scheme
+from qvl.model.shapes import FULL_2B, FULL_72B
 from qvl.runtime.cache import cache_bytes
 from qvl.runtime.memory import weight_bytes
 from tests.doctor.conftest import Run
+from tests.unit.foreign_support import Form, read_tensors, write_foreign, write_tensors
 
 GIB = 1024**3
 
@@ -72,23 +77,78 @@ def test_the_json_has_every_part(doctor: Run) -> None:
     assert report["memory"]["total"] == psutil.virtual_memory().total
     bodies = {op["body"] for op in report["ops"]["ops"]}
     assert bodies <= {"native", "composed"} and ("native" in bodies) == report["ops"]["built"]
-    assert report["asked"] == {"profile": None, "model": None, "device": "auto", "dtype": "auto", "threads": None}
+    asked = {"profile": None, "model": None, "device": "auto", "dtype": "auto", "threads": None}
+    assert report["asked"] == {**asked, "quantize": "auto", "cache_dtype": "auto"}
 
 
 @pytest.mark.usefixtures("here")
 def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 400)
     _, report = as_json(doctor("--json"))
-    fits = {tuple(fit["profiles"]): fit for fit in report["fits"]}
+    fits = {tuple(fit["profiles"]): fit for fit in report["fits"] if fit["quantize"] == "none"}
     assert set(fits) == {("demo",), ("2b", "2b-base"), ("7b", "7b-base"), ("72b", "72b-base")}
     small = fits["2b", "2b-base"]
     assert small["weights"] == weight_bytes(FULL_2B, "float32") == 4 * 2_208_985_600
-    assert small["cache"] == cache_bytes(FULL_2B, 32768, 4)
+    assert small["cache"] == cache_bytes(FULL_2B, 32768, "float32")
     assert small["total"] == small["weights"] + small["cache"] + max(small["vision"], small["prefill"])
     assert small["weights"] < small["least"] < small["total"]
     assert {fit["verdict"] for fit in report["fits"]} == {"full"}
     contexts = {fit["profiles"][0]: fit["usable_context"] for fit in report["fits"]}
     assert contexts == {"demo": 4096, "2b": 32768, "7b": 32768, "72b": 32768}
+
+
+@pytest.mark.usefixtures("here")
+def test_every_width_has_its_row(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 400)
+    _, report = as_json(doctor("--json"))
+    fits = [fit for fit in report["fits"] if "2b" in fit["profiles"]]
+    assert [fit["quantize"] for fit in fits] == ["none", *WIDTHS]
+    for fit in fits[1:]:
+        assert fit["weights"] == weight_bytes(FULL_2B, "float32", (), Quantization.of(fit["quantize"]))
+    whole, half, quarter, eighth = (fit["weights"] for fit in fits)
+    assert whole > 1.99 * half > 3.9 * quarter > 4.5 * eighth
+    rows = [line.split() for line in doctor()[1].splitlines() if "2b, 2b-base" in line]
+    assert [row[2] for row in rows] == ["float32", *WIDTHS]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_width_and_a_cache_that_are_asked_for_are_those_that_are_reckoned(
+    doctor: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 400)
+    _, all_of_them = as_json(doctor("--json", "--quant", "int4", "--cache-dtype", "int8"))
+    assert {fit["quantize"] for fit in all_of_them["fits"]} == {"int4"}
+    code, report = as_json(doctor("--json", "--profile", "demo", "--quant", "int8", "--cache-dtype", "int8"))
+    asked = next(fit for fit in report["fits"] if fit["asked"])
+    assert (code, asked["quantize"]) == (0, "int8")
+    assert asked["weights"] == weight_bytes(TINY, "float32", (), Quantization.of("int8"))
+    assert asked["cache"] == cache_bytes(TINY, 32768, "int8")
+    code, _, err = doctor("--quant", "int5")
+    assert code == 2 and "--quant" in err and "bf16, int8, int4" in err
+
+
+@pytest.mark.usefixtures("here")
+def test_quantised_weights_without_native_ops_are_remarked_on(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qvl.ops.status.find_build", lambda: "no compiler was here")
+    said = "quantised weights are many times slower than others without native ops: no compiler was here"
+    assert said in as_json(doctor("--json", "--profile", "demo", "--quant", "int8"))[1]["remarks"]
+    assert said not in as_json(doctor("--json", "--profile", "demo"))[1]["remarks"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_quantised_folder_is_known_and_what_is_wrong_with_it_said(
+    doctor: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    quantise_folder(tiny_checkpoint, out, Quantization.of("int4"))
+    code, report = as_json(doctor("--json", "--model", str(out)))
+    assert code == 0 and next(fit for fit in report["fits"] if fit["asked"])["quantize"] == "int4"
+    code, said, _ = doctor("-q", "--model", str(out), "--quant", "int8")
+    assert code == 1 and "quantised to int4; --quant int8" in " ".join(said.split())
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    code, said, _ = doctor("-q", "--model", str(out))
+    assert code == 1 and "tensors are missing, model.layers.3" in " ".join(said.split())
 
 
 @pytest.mark.usefixtures("here")
@@ -139,7 +199,7 @@ def test_a_shorter_context_is_another_question(
     arguments = ("--json", "--model", str(tiny_checkpoint), "--set")
     fits = [as_json(doctor(*arguments, f"max_context={tokens}"))[1]["fits"][0] for tokens in (4096, 8192)]
     assert [fit["context"] for fit in fits] == [4096, 8192]
-    assert 2 * fits[0]["cache"] == fits[1]["cache"] == cache_bytes(TINY, 8192, 4)
+    assert 2 * fits[0]["cache"] == fits[1]["cache"] == cache_bytes(TINY, 8192, "float32")
     assert all(fit["asked"] for fit in fits)
 
 
@@ -319,3 +379,41 @@ def test_no_secret_is_shown(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     for arguments in ((), ("--json",)):
         out = doctor(*arguments)[1]
         assert "hidden-words" not in out and "mirror.example" in out
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("model", "config", "language"),
+    [
+        ("2b-awq", FULL_2B, Scheme("int4", 128, False)),
+        ("Qwen/Qwen2-VL-2B-Instruct-GPTQ-Int8", FULL_2B, Scheme("int8", 128)),
+        ("72b-gptq-int4", replace(FULL_72B, intermediate_size=29696), Scheme("int4", 128)),
+    ],
+)
+def test_a_published_quantised_model_is_reckoned_as_it_is_stored(
+    model: str, config: ModelConfig, language: Scheme, doctor: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 4000)
+    _, report = as_json(doctor("--json", "--model", model))
+    fits = [fit for fit in report["fits"] if fit["asked"]]
+    assert [fit["quantize"] for fit in fits] == [language.kind]
+    as_stored = Quantization(language.kind, language, None, None)
+    assert fits[0]["weights"] == weight_bytes(config, "float32", (), as_stored)
+    assert "2b" in {name for fit in report["fits"] if not fit["asked"] for name in fit["profiles"]}
+    _, report = as_json(doctor("--json", "--model", model, "--quant", language.kind))
+    whole = Quantization(language.kind, language, Scheme("int8"), Scheme("int8"))
+    assert next(fit for fit in report["fits"] if fit["asked"])["weights"] == weight_bytes(config, "float32", (), whole)
+    _, report = as_json(doctor("--json", "--model", model, "--quant", "bf16"))
+    assert any("--quant bf16 takes the original" in problem for problem in report["problems"])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_of_awq_is_known_and_what_is_missing_said(doctor: Run, tmp_path: Path) -> None:
+    packed, _ = write_foreign(tmp_path, Form("awq"), tokenizer=True)
+    code, report = as_json(doctor("--json", "--model", str(packed)))
+    assert code == 0 and next(fit for fit in report["fits"] if fit["asked"])["quantize"] == "int4"
+    tensors = read_tensors(packed)
+    del tensors["model.layers.0.mlp.up_proj.qzeros"]
+    write_tensors(packed, tensors)
+    code, said, _ = doctor("-q", "--model", str(packed))
+    assert code == 1 and "1 tensors are missing, model.layers.0.mlp.up_proj.qzeros" in " ".join(said.split())

@@ -86,3 +86,17 @@ def test_flash_attention_is_as_close_to_float32_as_the_composed_body(
         low.placement = Placement(low.placement.device, dtype, impl)
         errors[impl] = float(np.abs(_logits(low, case) - exact).max())
     assert errors["flash"] <= 2 * errors["composed"]
+
+
+@pytest.mark.parametrize(("width", "least"), [("int8", 0.99), ("int4", 0.8)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_quantised_layers_move_the_logits_little(width: str, least: float, dtype: str, tiny_checkpoint: Path) -> None:
+    """By Paddle's weight-only products. The tiny model has 64 inputs a layer, one group of int4."""
+    plain, quantised = (
+        Engine.load(Profile(model=str(tiny_checkpoint), device="gpu", dtype=dtype, quantize=asked))
+        for asked in ("none", width)
+    )
+    wanted, got = _logits(plain, TINY_CASES[0]), _logits(quantised, TINY_CASES[0])
+    assert float(got @ wanted / np.linalg.norm(got) / np.linalg.norm(wanted)) > least
+    assert np.abs(got - wanted).max() > 0
+    assert len(quantised.generate(messages_of(TINY_CASES[0]), GREEDY).token_ids) > 0

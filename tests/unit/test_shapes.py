@@ -21,6 +21,10 @@ from qvl.runtime.memory import weight_bytes
         ("Qwen/Qwen2-VL-2B", 4_417_971_200),
         ("Qwen/Qwen2-VL-7B-Instruct", 16_582_751_232),
         ("Qwen/Qwen2-VL-72B-Instruct", 146_811_120_640),
+        ("Qwen/Qwen2-VL-2B-Instruct-AWQ", 4_417_971_200),
+        ("Qwen/Qwen2-VL-7B-Instruct-GPTQ-Int8", 16_582_751_232),
+        # Padded to 29696 inner numbers in each of 80 layers.
+        ("Qwen/Qwen2-VL-72B-Instruct-GPTQ-Int4", 146_811_120_640 + 2 * 80 * 3 * 128 * 8192),
     ],
 )
 def test_a_shape_has_as_many_numbers_as_the_published_files(model: str, published: int) -> None:
@@ -31,7 +35,10 @@ def test_a_shape_has_as_many_numbers_as_the_published_files(model: str, publishe
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen2-VL-3B", "Qwen/Qwen2.5-VL-7B-Instruct", "2B", "Other/Qwen2-VL-2B", ""])
+@pytest.mark.parametrize(
+    "model",
+    ["Qwen/Qwen2-VL-3B", "Qwen/Qwen2.5-VL-7B-Instruct", "2B", "Other/Qwen2-VL-2B", "", "Qwen/Qwen2-VL-2B-AWQ-2"],
+)
 def test_other_names_have_no_shape(model: str) -> None:
     assert published_config(model) is None
 

@@ -15,6 +15,7 @@ from qvl.hub.locate import DEMO, find
 from qvl.hub.places import qvl_home
 from qvl.hub.random_checkpoint import GENERATOR_VERSION, Dtype, write_checkpoint, write_settings
 from qvl.model.config import ModelConfig
+from qvl.model.foreign import published_foreign
 from qvl.model.shapes import TINY, parameter_shapes, published_config
 
 _GIB = 1024**3
@@ -25,6 +26,10 @@ def shape_of(model: str) -> ModelConfig:
     """The shape of a model, which need not be here if it is a published one. Raises CheckpointError, UsageError."""
     if model == DEMO:
         return TINY
+    if published_foreign(model) is not None:
+        raise UsageError(
+            f"--random-weights: {model} is quantised, random weights are not; take the original and --quant"
+        )
     published = published_config(model)
     if published is not None:
         return published

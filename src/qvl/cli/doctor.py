@@ -11,7 +11,7 @@ import typer
 
 from qvl.cli import render
 from qvl.cli.doctor_view import show
-from qvl.cli.infer import chosen_profile
+from qvl.cli.infer import PLACED, chosen_profile
 from qvl.cli.options import MediaOptions, ModelOptions, flattened, option
 from qvl.doctor.wish import Wish
 from qvl.errors import QvlError
@@ -47,6 +47,12 @@ class WishOptions:
             metavar="auto|float32|bfloat16|float16",
             help="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.",
         ),
+    ] = None
+    quant: Annotated[
+        str | None, option("--quant", metavar="none|bf16|int8|int4", help="With weights quantised to this.")
+    ] = None
+    cache_dtype: Annotated[
+        str | None, option("--cache-dtype", metavar="auto|float32|bfloat16|int8", help="Of the KV cache.")
     ] = None
     threads: Annotated[
         int | None, option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
@@ -95,7 +101,7 @@ def _wish(options: WishOptions) -> Wish:
     """The request, checked as a run would check it. Raises UsageError for what no machine could do."""
     profile = _profile(options)
     limits = profile if profile is not None else _revised(Profile(), options)
-    return Wish(profile, limits.device, limits.dtype, options.threads)
+    return Wish(profile, limits.device, limits.dtype, options.threads, limits.quantize, limits.cache_dtype)
 
 
 def _look(wish: Wish) -> Report:
@@ -112,13 +118,13 @@ def _profile(options: WishOptions) -> Profile | None:
         return None
     named = load_profile(options.profile, options.settings) if options.profile is not None else None
     if named is None or named.command == "infer":
-        same = ("profile", "model", "settings", "device", "dtype", "threads")
+        same = ("profile", "model", "settings", "device", "dtype", "quant", "cache_dtype", "threads")
         return chosen_profile(ModelOptions(**{name: getattr(options, name) for name in same}), MediaOptions())[0]
     return _revised(named, options)
 
 
 def _revised(profile: Profile, options: WishOptions) -> Profile:
-    for key in ("model", "device", "dtype"):
-        if getattr(options, key) is not None:
-            profile = profile.revised({key: getattr(options, key)}, f"--{key}")
+    for key, flag in {"model": "model", **PLACED}.items():
+        if getattr(options, flag) is not None:
+            profile = profile.revised({key: getattr(options, flag)}, f"--{flag.replace('_', '-')}")
     return profile

@@ -86,7 +86,7 @@ DOCTOR_KEYS = {
     "models": "Each with `id`, `folder`, `bytes`, `keeper`, `state` (`verified`, `unverified`, `incomplete`, "
     "`partial` or `damaged`) and `error`.",
     "store": "The `folder` for models, bytes `free` there, `error`.",
-    "asked": "`profile`, `model`, `device`, `dtype` and `threads` as asked for.",
+    "asked": "`profile`, `model`, `device`, `dtype`, `quantize`, `cache_dtype` and `threads` as asked for.",
     "problems": "What was asked for and will not work, a line each.",
     "remarks": "What is worth knowing.",
 }

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FALLBACK = "2b"
 _DOWNLOADABLE = ("2b", "7b", "72b")  # when no profile is named, the first of these that is here
+# Keys of a profile that have an option of their own, and that option's field.
+PLACED = {"device": "device", "dtype": "dtype", "quantize": "quant", "cache_dtype": "cache_dtype"}
 _DEMO_WORDS = "it knows simple shapes, numbers and words"
 
 
@@ -110,9 +112,12 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
     if profile.command != "infer":
         other = _profile_of(profile.model)
         raise UsageError(f"profile '{name}' is for qvl {profile.command}; take one such as {other}")
-    for key, value in (("model", model), ("device", options.device), ("dtype", options.dtype)):
+    if model is not None:
+        profile = profile.revised({"model": model}, "--model")
+    for key, flag in PLACED.items():
+        value = getattr(options, flag)
         if value is not None:
-            profile = profile.revised({key: value}, f"--{key}")
+            profile = profile.revised({key: value}, f"--{flag.replace('_', '-')}")
     switches = {
         "raw_pixels": media.raw_pixels,
         "add_vision_id": media.add_vision_id,

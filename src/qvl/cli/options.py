@@ -156,6 +156,13 @@ class ModelOptions:
             help="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.",
         ),
     ] = None
+    quant: Annotated[
+        str | None,
+        option("--quant", metavar="none|bf16|int8|int4", help="Quantise the weights as they are loaded."),
+    ] = None
+    cache_dtype: Annotated[
+        str | None, option("--cache-dtype", metavar="auto|float32|bfloat16|int8", help="Of the KV cache.")
+    ] = None
     threads: Annotated[
         int | None, option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
     ] = None

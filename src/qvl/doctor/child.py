@@ -10,10 +10,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from qvl.errors import QvlError
+
+if TYPE_CHECKING:
+    from qvl.doctor.subjects import Subject
 
 # Beside those that somebody changed: what decides about memory, exactness and the libraries in use.
 _FLAGS = ("FLAGS_allocator_strategy", "FLAGS_use_onednn", "FLAGS_check_nan_inf")
@@ -111,7 +114,7 @@ def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator
     import paddle
 
     from qvl import machine
-    from qvl.doctor.fit import QUANTISATIONS, Room, fit
+    from qvl.doctor.fit import Room, fit
     from qvl.doctor.subjects import Subject
     from qvl.runtime.memory import available_bytes
 
@@ -123,9 +126,24 @@ def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator
         size = machine.memory_size() if device == "cpu" else _gpu(int(device.partition(":")[2]))["memory"]
         room = Room(available_bytes(), size)
         for subject in map(Subject.from_json, subjects):
-            for quantize in (subject.quantize,) if subject.asked else QUANTISATIONS:
-                found = fit(dataclasses.replace(subject, quantize=quantize), device, dtype, room)
-                yield {"part": "fit", **dataclasses.asdict(found)}
+            for quantize in _widths(subject, device):
+                try:
+                    found = fit(dataclasses.replace(subject, quantize=quantize), device, dtype, room)
+                    yield {"part": "fit", **dataclasses.asdict(found)}
+                except QvlError as error:  # of what is asked for; elsewhere it is no wish
+                    if subject.asked and device == placement["device"]:
+                        yield {"part": "quantize", "error": str(error)}
+
+
+def _widths(subject: Subject, device: str) -> Sequence[str]:
+    """What a shape is reckoned with: what was asked for, or everything that makes a difference."""
+    from qvl.doctor.fit import QUANTISATIONS
+    from qvl.doctor.subjects import is_quantised
+    from qvl.hub.locate import DEMO
+
+    if subject.asked or subject.quantize != "auto" or subject.model == DEMO or is_quantised(subject.model):
+        return (subject.quantize,)
+    return QUANTISATIONS if device == "cpu" else [width for width in QUANTISATIONS if width != "bf16"]
 
 
 def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from qvl.doctor.records import Fit, Verdict
 from qvl.doctor.subjects import Subject
+from qvl.hub.locate import DEMO, find
+from qvl.model.foreign import published_foreign
+from qvl.model.quantization import WIDTHS, Quantization, chosen_quantization, foreign_quantization
 from qvl.processing.prompt import Prompt
 from qvl.runtime import memory
 
-# What the profile key `quantize` takes; `weight_bytes` knows the size of each.
-QUANTISATIONS = ("none",)
+# What the profile key `quantize` takes beside "auto".
+QUANTISATIONS = ("none", *WIDTHS)
 # What a question takes beside its picture, and how finely the context that fits is told.
 _QUESTION_TOKENS = 64
 _STEP = 256
@@ -26,9 +30,23 @@ class Room:
     size: int
 
 
+def quantization_of(subject: Subject, device: str, dtype: str) -> Quantization | None:
+    """What a run would quantise its weights to. Raises UsageError, DeviceError for what it would refuse."""
+    folder = None if subject.model == DEMO else find(subject.model)
+    foreign = published_foreign(subject.model) if folder is None else None
+    if foreign is not None:
+        return foreign_quantization(foreign, subject.quantize, subject.model, device)
+    # A folder without weights has none that are quantised.
+    return chosen_quantization(subject.quantize, folder or Path(subject.model), device, dtype)
+
+
 def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
-    """The parts of a run at the full context, and the most of it that fits beside one picture."""
-    weights = weight_bytes(subject, dtype)
+    """The parts of a run at the full context, and the most of it that fits beside one picture.
+
+    Raises UsageError, DeviceError for weights that cannot be had on this device.
+    """
+    quantization = quantization_of(subject, device, dtype)
+    weights = memory.weight_bytes(subject.config, dtype, (), quantization)
     context = subject.context
     picture = subject.picture.tokens(subject.config.vision_config)
     smallest = min(context, picture + _QUESTION_TOKENS + subject.new_tokens)
@@ -39,7 +57,7 @@ def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
         model=subject.model,
         device=device,
         dtype=dtype,
-        quantize=subject.quantize,
+        quantize="none" if quantization is None else quantization.width,
         asked=subject.asked,
         context=context,
         weights=weights,
@@ -55,11 +73,6 @@ def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
     )
 
 
-def weight_bytes(subject: Subject, dtype: str) -> int:
-    """Bytes of all weights as they lie in memory."""
-    return memory.weight_bytes(subject.config, dtype)
-
-
 def _verdict(full: int, least: int, room: Room) -> Verdict:
     if full <= room.free:
         return "full"
@@ -73,7 +86,8 @@ def _need(subject: Subject, tokens: int, dtype: str, weights: int) -> memory.Nee
     new = min(subject.new_tokens, tokens - 1)
     ids = np.broadcast_to(np.int64(0), (tokens - new,))
     prompt = Prompt(ids, np.broadcast_to(np.int64(0), (3, tokens - new)), tokens - new, (subject.picture,))
-    return memory.need(subject.config, prompt, new, dtype, weights)
+    cache = memory.Held(dtype if subject.cache_dtype == "auto" else subject.cache_dtype)
+    return memory.need(subject.config, prompt, new, dtype, weights, cache)
 
 
 def _largest(subject: Subject, dtype: str, weights: int, free: int, smallest: int, context: int) -> int:

@@ -10,8 +10,11 @@ from qvl.errors import QvlError
 from qvl.hub.locate import find, locate
 from qvl.hub.places import store_folder
 from qvl.hub.store import list_models
-from qvl.model.checkpoint import Layout, find_pickle, list_tensors
+from qvl.model.checkpoint import Layout, find_pickle, find_shards, list_tensors
 from qvl.model.config import ModelConfig
+from qvl.model.foreign import foreign_of
+from qvl.model.quantization import stored_quantization, tensor_names
+from qvl.model.safetensors_io import SafetensorsFile
 from qvl.model.shapes import parameter_shapes
 from qvl.profile import Profile
 
@@ -37,13 +40,30 @@ def flaw(folder: Path, layout: Layout | None = None) -> str:
         config = ModelConfig.from_folder(folder)
         if find_pickle(folder) is not None:
             return ""  # cannot be looked into without running what is in it
-        there = list_tensors(folder, layout)
+        stored = stored_quantization(folder)
+        foreign = foreign_of(folder)
+        if stored is not None:
+            wanted = tensor_names(config, stored)
+        elif foreign is not None:
+            wanted = foreign.tensor_names(parameter_shapes(config))
+        else:
+            wanted = list(parameter_shapes(config))
+        there = set(list_tensors(folder, layout)) if stored is None else _names(folder)
     except QvlError as error:
         return str(error)
     except (OSError, ValueError) as error:
         return f"{folder}: cannot be read ({error})"
-    missing = [name for name in parameter_shapes(config) if name not in there]
+    missing = [name for name in wanted if name not in there]
     return f"{folder}: {len(missing)} tensors are missing, {missing[0]} first" if missing else ""
+
+
+def _names(folder: Path) -> set[str]:
+    """Names in the files of a folder, as they stand there."""
+    names: set[str] = set()
+    for path in find_shards(folder):
+        with SafetensorsFile(path) as file:
+            names |= file.tensors.keys()
+    return names
 
 
 def unusable(profile: Profile) -> str:

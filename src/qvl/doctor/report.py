@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from qvl import machine
@@ -35,6 +35,8 @@ def diagnose(wish: Wish) -> Report:
     threads = _threads(wish.threads, problems, remarks)
     shapes, amiss = subjects(wish.profile)
     remarks += amiss
+    if wish.profile is None:  # then the wish is about all of them
+        shapes = [replace(shape, quantize=wish.quantize, cache_dtype=wish.cache_dtype) for shape in shapes]
     question = {
         "device": wish.device,
         "dtype": wish.dtype,
@@ -44,6 +46,8 @@ def diagnose(wish: Wish) -> Report:
     }
     answer, broken = probe.ask(question)
     paddle, ops, fits, training = _understood(answer, broken, problems)
+    if not ops.built and any(fit.asked and fit.device == "cpu" and fit.quantize != "none" for fit in fits):
+        remarks.append(f"quantised weights are many times slower than others without native ops: {ops.reason}")
     gpus = _gpus(paddle, remarks)
     found, unlisted = models()
     kept = store()

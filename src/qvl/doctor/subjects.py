@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qvl.errors import QvlError
-from qvl.hub.locate import find
+from qvl.hub.locate import DEMO, find
+from qvl.hub.names import full_name
 from qvl.model.config import ModelConfig
-from qvl.model.shapes import published_config
+from qvl.model.foreign import foreign_of, published_foreign
+from qvl.model.quantization import stored_quantization
+from qvl.model.shapes import TINY, published_config
 from qvl.processing.prompt import Vision
 from qvl.profile import Profile, list_profiles, load_profile
 
@@ -30,7 +34,8 @@ class Subject:
     max_pixels: int | None
     max_context: int | None
     new_tokens: int
-    quantize: str = "none"
+    quantize: str = "auto"
+    cache_dtype: str = "auto"
     asked: bool = False
 
     @property
@@ -60,14 +65,17 @@ class Subject:
 
 def subject_of(profile: Profile, *, asked: bool = False) -> Subject:
     """The subject of one profile. Raises CheckpointError when its model is neither here nor published."""
+    # A folder may be called as a published model is for short.
+    model = profile.model if Path(profile.model).expanduser().is_dir() else full_name(profile.model)
     return Subject(
         profiles=(profile.name,),
-        model=profile.model,
-        config=config_of(profile.model),
+        model=model,
+        config=config_of(model),
         max_pixels=profile.max_pixels,
         max_context=profile.max_context,
         new_tokens=profile.generation.max_new_tokens,
         quantize=profile.quantize,
+        cache_dtype=profile.cache_dtype,
         asked=asked,
     )
 
@@ -81,6 +89,14 @@ def config_of(model: str) -> ModelConfig:
     if known is None:
         raise UnknownShapeError(f"{model} is not on this machine, and its shape is not known without it")
     return known
+
+
+def is_quantised(model: str) -> bool:
+    """Whether a model's weights are stored quantised, by its folder or its published name."""
+    folder = None if model == DEMO else find(model)
+    if folder is None:
+        return published_foreign(model) is not None
+    return foreign_of(folder) is not None or stored_quantization(folder) is not None
 
 
 class UnknownShapeError(QvlError):
@@ -98,7 +114,9 @@ def subjects(asked: Profile | None) -> tuple[list[Subject], list[str]]:
             if profile is not asked:  # else it is a problem, and said as one
                 remarks.append(f"profile {profile.name}: {error}")
             continue
-        alike = dataclasses.replace(subject, profiles=(), model="", asked=False, config=_shape(subject.config))
+        # What comes quantised takes other memory than its shape says.
+        model = subject.model if is_quantised(subject.model) else ""
+        alike = dataclasses.replace(subject, profiles=(), model=model, asked=False, config=_shape(subject.config))
         old = found.get(alike)
         if old is None:
             found[alike] = subject

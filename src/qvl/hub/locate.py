@@ -19,6 +19,8 @@ _leases: dict[Path, Lock | None] = {}
 def find(model: str | Path) -> Path | None:
     """The checkpoint folder of a model, or None when it is not here. Never touches the network.
 
+    model: a folder, a hub id, or the short name of a published model.
+
     Raises CheckpointError for a place that may not be looked into.
     """
     if str(model) == DEMO:
@@ -27,7 +29,8 @@ def find(model: str | Path) -> Path | None:
         folder = expanded(model)
         if folder.is_dir():
             return folder
-        there = [place for place in places(str(model)) if (place.folder / "config.json").is_file()]
+        named = places(_full_name(str(model)))
+        there = [place for place in named if (place.folder / "config.json").is_file()]
         # Other tools leave folders with a few files of a model in them, which are no model.
         whole = (place.folder for place in there if place.keeper == "qvl" or is_whole(place.folder))
         return next(whole, None)
@@ -46,9 +49,18 @@ def locate(model: str | Path) -> Path:
         _lease(found)
         if found.is_dir():
             return found
-    if "/" not in str(model) or str(model).startswith((".", "/", "~")):
+    name = _full_name(str(model))
+    if "/" not in name or name.startswith((".", "/", "~")):
         raise CheckpointError(f"{model}: no such model folder")
-    raise CheckpointError(_missing(str(model)))
+    raise CheckpointError(_missing(name))
+
+
+def _full_name(model: str) -> str:
+    if "/" in model:
+        return model
+    from qvl.hub.names import full_name  # only here, since profiles are read for it
+
+    return full_name(model)
 
 
 def _lease(folder: Path) -> None:

@@ -47,6 +47,11 @@ def resolve(name: str) -> Named:
     raise UsageError(f"no model or profile '{name}'{near or '; a hub id has the form Qwen/Qwen2-VL-2B-Instruct'}")
 
 
+def full_name(model: str) -> str:
+    """The hub id of a published model's short name; any other name as it is."""
+    return PUBLISHED.get(model.lower(), model)
+
+
 def short_name(model: str) -> str:
     """The shortest name that `qvl download` takes for a hub id."""
     return next((short for short, known in PUBLISHED.items() if known == model), model)

@@ -142,14 +142,36 @@ def _whole(file: SafetensorsFile, name: str) -> Array:
 
 def linear_shapes(model: nn.Layer) -> dict[str, tuple[int, int]]:
     """(out, in) of every linear layer of a model that an adapter may be for, which a convolution is not."""
+    return {name: place.shape for name, place in _places(model).items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a linear layer is: the layer that runs it, and its outputs among those of the layer."""
+
+    layer: nn.Layer
+    shape: tuple[int, int]
+    dtype: paddle.dtype
+    start: int = 0
+
+
+def _places(model: nn.Layer) -> dict[str, _Place]:
+    """Every linear layer that an adapter may be for, by its published name, in a quantised model too."""
     from paddle import nn
 
-    linears = {name: layer for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
-    return {
-        name: (layer.weight.shape[1], layer.weight.shape[0])
-        for name, layer in linears.items()
-        if "patch_embed" not in name
-    }
+    from qvl.model.packed import Projection
+
+    found = {}
+    for name, layer in model.named_sublayers():
+        if isinstance(layer, nn.Linear) and "patch_embed" not in name:
+            shape = (int(layer.weight.shape[1]), int(layer.weight.shape[0]))
+            found[name] = _Place(layer, shape, layer.weight.dtype)
+        if isinstance(layer, Projection):
+            start = 0
+            for part, width in zip(layer.names, layer.widths, strict=True):
+                found[part] = _Place(layer, (width, layer.inputs), layer.dtype, start)
+                start += width
+    return found
 
 
 def open_adapters(requests: Sequence[str], config: ModelConfig) -> tuple[tuple[AdapterRequest, Adapter], ...]:
@@ -173,23 +195,25 @@ def open_adapters(requests: Sequence[str], config: ModelConfig) -> tuple[tuple[A
 
 
 def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Callable[[], None]:
-    """Let a model with its weights add `scale` times what the adapter says, in the dtype of each layer's weight.
+    """Let a model with its weights add `scale` times what the adapter says, in the dtype that each layer computes in.
 
-    The layers and their parameters stay as they are: a hook adds to what a layer returns, so several adapters sum.
+    The layers and their parameters, quantised ones too, stay as they are: a hook adds to what a layer returns, so
+    several adapters sum.
     Returns what takes it off again. Raises CheckpointError when the adapter is for another model.
     """
     import paddle
 
-    adapter.check(linear_shapes(model))
-    layers = dict(model.named_sublayers())
+    places = _places(model)
+    adapter.check({name: place.shape for name, place in places.items()})
     hooks = []
     for name in adapter.modules:
         a, b = adapter.factors(name)
-        dtype = layers[name].weight.dtype
+        place = places[name]
+        dtype = place.dtype
         # The scale goes into the smaller work, once, and not into every step.
         down = paddle.to_tensor(np.ascontiguousarray(a.T)).astype(dtype)
         up = paddle.to_tensor(np.ascontiguousarray(b.T) * np.float32(scale * adapter.scale(name))).astype(dtype)
-        hooks.append(layers[name].register_forward_post_hook(_adding(down, up)))
+        hooks.append(place.layer.register_forward_post_hook(_adding(down, up, place.start)))
 
     def take_off() -> None:
         for hook in hooks:
@@ -198,11 +222,17 @@ def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Call
     return take_off
 
 
-def _adding(down: paddle.Tensor, up: paddle.Tensor) -> Callable[..., paddle.Tensor]:
-    """A hook that adds x down up to what a layer makes of x; down: [in, r], up: [r, out]."""
+def _adding(down: paddle.Tensor, up: paddle.Tensor, start: int) -> Callable[..., paddle.Tensor]:
+    """A hook that adds x down up to what a layer makes of x, from output `start` on; down: [in, r], up: [r, out]."""
+    import paddle
 
     def add(_layer: nn.Layer, inputs: tuple[paddle.Tensor, ...], output: paddle.Tensor) -> paddle.Tensor:
-        return output + inputs[0].matmul(down).matmul(up)
+        added, width = inputs[0].matmul(down).matmul(up), output.shape[-1]
+        if added.shape[-1] == width:
+            return output + added
+        end = start + added.shape[-1]
+        parts = (output[:, :start], output[:, start:end] + added, output[:, end:])
+        return paddle.concat([part for part in parts if part.shape[-1]], axis=-1)
 
     return add
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from qvl.errors import CheckpointError
+from qvl.model import foreign
 
 ARCHITECTURE = "Qwen2VLForConditionalGeneration"
+# What `qvl quantize` calls itself in `quantization_config`; what that says is `model.quantization`'s part.
+QUANT_METHOD = "qvl"
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,10 @@ def _check_supported(data: Mapping[str, Any], text: Mapping[str, Any], vision: M
     quantised = text.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "unnamed") if isinstance(quantised, Mapping) else quantised
-        raise CheckpointError(f"{where}: quantised checkpoints ({method}) are not supported yet; take the original")
+        if isinstance(quantised, Mapping) and method in foreign.METHODS:
+            foreign.Foreign.from_dict(quantised, where)  # which refuses what qvl does not read
+        elif method != QUANT_METHOD:
+            raise CheckpointError(f"{where}: quantised checkpoints ({method}) are not supported; take the original")
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{where}: use_sliding_window is set, which no published Qwen2-VL does; not supported")
     for holder, expected in ((text, "silu"), (vision, "quick_gelu")):

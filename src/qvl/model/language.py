@@ -12,6 +12,7 @@ from paddle.distributed.fleet.utils import recompute
 from qvl import ops
 from qvl.model.config import ModelConfig
 from qvl.model.linear import BiasedLinear
+from qvl.model.packed import Projection
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
 
@@ -45,7 +46,9 @@ class Attention(nn.Layer):
         self.q_proj = BiasedLinear(config.hidden_size, config.hidden_size)
         self.k_proj = BiasedLinear(config.hidden_size, kv_width)
         self.v_proj = BiasedLinear(config.hidden_size, kv_width)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
+        self.o_proj: nn.Layer = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
+        # In a quantised model this stands for the first three, and what takes a residual adds it.
+        self.qkv_proj: Projection | None = None
 
     def forward(
         self,
@@ -53,25 +56,39 @@ class Attention(nn.Layer):
         rotary: tuple[paddle.Tensor, paddle.Tensor],
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
+        residual: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         n = x.shape[0]
+        added = () if residual is None else (residual,)
         if caches is not None and rotary[0].ndim == 2:
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
-            projected = ops.Projected(self.q_proj(x), self.k_proj(x), self.v_proj(x), None, *rotary)
-            return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl))
+            projected = ops.Projected(*self._projected(x), None, *rotary)
+            return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl), *added)
+        rows = self._rows(x)
         if rotary[0].ndim == 2:
-            projected_rows = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-            out = ops.rotary_attention(projected_rows, *rotary, self.head_dim, lengths, impl=self.impl)
-            return self.o_proj(out)
-        qk = paddle.concat([self.q_proj(x), self.k_proj(x)], axis=-1).reshape([n, -1, self.head_dim])
+            return self.o_proj(ops.rotary_attention(rows, *rotary, self.head_dim, lengths, impl=self.impl), *added)
+        qk, v = paddle.concat(rows[:2], axis=-1).reshape([n, -1, self.head_dim]), rows[2]
         qk = ops.apply_rotary(qk, *rotary)
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
-        v = self.v_proj(x).reshape([n, -1, self.head_dim])
+        v = v.reshape([n, -1, self.head_dim])
         if caches is None:
             out = ops.varlen_attention(q, k, v, [(m, m) for m in lengths], causal=True, impl=self.impl)
         else:
             out = self._with_caches(q, k, v, lengths, caches)
-        return self.o_proj(out.reshape([n, -1]))
+        return self.o_proj(out.reshape([n, -1]), *added)
+
+    def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
+        """Queries, keys and values; or all three side by side."""
+        if self.qkv_proj is not None:
+            return self.qkv_proj(x), None, None
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def _rows(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Queries, keys and values, each by itself."""
+        if self.qkv_proj is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = paddle.split(self.qkv_proj(x), list(self.qkv_proj.widths), axis=-1)
+        return q, k, v
 
     def _with_caches(
         self,
@@ -101,9 +118,12 @@ class MLP(nn.Layer):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=False)
+        self.down_proj: nn.Layer = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=False)
+        self.gate_up_proj: Projection | None = None  # as `Attention.qkv_proj`
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
+        if self.gate_up_proj is not None:
+            return self.down_proj(ops.swiglu(self.gate_up_proj(x)), residual)
         return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -122,8 +142,11 @@ class DecoderLayer(nn.Layer):
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
-        attended = self.self_attn(self.input_layernorm(x), rotary, lengths, caches)
         norm = self.post_attention_layernorm
+        if self.mlp.gate_up_proj is not None:
+            x = self.self_attn(self.input_layernorm(x), rotary, lengths, caches, x)
+            return self.mlp(norm(x), x)
+        attended = self.self_attn(self.input_layernorm(x), rotary, lengths, caches)
         x, normal = ops.add_rms_norm(x, attended, norm.weight, norm.epsilon)
         return x + self.mlp(normal)
 

@@ -22,6 +22,7 @@ from qvl.model.adapter import Adapter
 from qvl.model.checkpoint import PROCESSOR_FILES, Entry, find_pickle, list_tensors
 from qvl.model.checkpoint_writer import DEFAULT_SHARD_BYTES, STORED_NAMES, copy_processor_files, write_json
 from qvl.model.config import ModelConfig
+from qvl.model.quantization import refuse_quantised
 from qvl.model.safetensors_io import (
     STORED_DTYPES,
     SafetensorsFile,
@@ -117,6 +118,7 @@ def stored_dtypes(folder: Path) -> frozenset[str]:
 def _plan(folder: Path, adapter: Adapter, dtype: str | None) -> tuple[list[_Target], int]:
     """What is to be written, in order, and at how many bytes a file is full."""
     config = ModelConfig.from_folder(folder)
+    refuse_quantised(folder, "merging")
     pickled = find_pickle(folder)
     if pickled is not None:
         raise CheckpointError(f"{pickled}: the base is a pickle; convert it to safetensors first")

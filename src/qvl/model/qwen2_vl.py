@@ -15,6 +15,7 @@ from paddle import nn
 from qvl import ops
 from qvl.model.config import ModelConfig
 from qvl.model.language import KeyValueCache, LanguageModel
+from qvl.model.packed import PackedEmbedding
 from qvl.model.vision import VisionTower
 
 
@@ -57,10 +58,13 @@ class Qwen2VL(nn.Layer):
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[K, hidden_size] -> float32 [K, vocab_size]."""
-        if self.lm_head is None:
-            out = paddle.matmul(hidden, self.model.embed_tokens.weight, transpose_y=True)
-        else:
+        words = self.model.embed_tokens
+        if self.lm_head is not None:
             out = self.lm_head(hidden)
+        elif isinstance(words, PackedEmbedding):
+            out = words.logits(hidden)
+        else:
+            out = paddle.matmul(hidden, words.weight, transpose_y=True)
         return out.astype("float32")
 
     def forward(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:

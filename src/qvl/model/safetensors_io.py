@@ -34,7 +34,8 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 _MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
-_HEADER_ALIGN = 8
+# Where the data begins. The format asks for 8; weights that are used where the file is mapped like a cache line.
+_HEADER_ALIGN = 64
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,17 @@ class SafetensorsWriter:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
         self._missing = 0
+        self._places: dict[str, tuple[int, int]] = {}  # offset behind the header, and bytes
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         for name, (dtype, shape) in tensors.items():
             nbytes = int(np.prod(shape, dtype=np.int64)) * STORED_DTYPES[dtype].itemsize
             offsets = [self._missing, self._missing + nbytes]
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+            self._places[name] = (self._missing, nbytes)
             self._missing += nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _HEADER_ALIGN)
+        text += b" " * (-(8 + len(text)) % _HEADER_ALIGN)
+        self._start = 8 + len(text)
         self._file = self._partial.open("wb")
         self._file.write(struct.pack("<Q", len(text)) + text)
 
@@ -159,6 +163,14 @@ class SafetensorsWriter:
         contiguous = np.ascontiguousarray(data)
         self._file.write(contiguous.reshape(-1).view(np.uint8).data)
         self._missing -= contiguous.nbytes
+
+    def put(self, name: str, data: npt.NDArray[Any]) -> None:
+        """Write a whole tensor to its place, whatever was written before; not together with `write`."""
+        offset, nbytes = self._places.pop(name)
+        if data.nbytes != nbytes:
+            raise ValueError(f"{self.path}: {name} was declared with {nbytes} bytes, not {data.nbytes}")
+        self._file.seek(self._start + offset)
+        self.write(data)
 
     def __enter__(self) -> SafetensorsWriter:
         return self

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qvl.model.config import ModelConfig, VisionConfig
+from qvl.model.foreign import PUBLISHED_ENDS, published_foreign
 
 # Enough of everything to go wrong in: grouped heads, three rotary sections of two sizes, more than one vision block.
 TINY = ModelConfig(
@@ -61,9 +64,17 @@ _PUBLISHED = {"2B": FULL_2B, "7B": FULL_7B, "72B": FULL_72B}
 
 
 def published_config(model: str) -> ModelConfig | None:
-    """The shape of a checkpoint of the Qwen organisation by its hub id, base or Instruct; None for any other name."""
-    size = model.removeprefix("Qwen/Qwen2-VL-").removesuffix("-Instruct")
-    return _PUBLISHED.get(size) if model.startswith("Qwen/Qwen2-VL-") else None
+    """The shape of a checkpoint of the Qwen organisation by its hub id, base, Instruct or quantised; None for any other
+    name.
+    """
+    if not model.startswith("Qwen/Qwen2-VL-"):
+        return None
+    quantised = published_foreign(model) is not None
+    end = next((end for end in PUBLISHED_ENDS if model.endswith(end)), "")
+    size = model.removeprefix("Qwen/Qwen2-VL-").removesuffix(end).removesuffix("-Instruct")
+    config = _PUBLISHED.get(size)
+    # The quantised 72B is wider by zeros, so that groups of 128 can be shared out to eight GPUs.
+    return replace(config, intermediate_size=29696) if quantised and config is FULL_72B else config
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from paddle import nn
 from qvl import ops
 from qvl.model.config import VisionConfig
 from qvl.model.linear import BiasedLinear
+from qvl.model.packed import takes_residual
 
 LAYER_NORM_EPS = 1e-6
 
@@ -35,12 +36,19 @@ class VisionAttention(nn.Layer):
         self.proj = BiasedLinear(config.embed_dim, config.embed_dim)
 
     def forward(
-        self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
+        self,
+        x: paddle.Tensor,
+        cos: paddle.Tensor,
+        sin: paddle.Tensor,
+        lengths: list[tuple[int, int]],
+        residual: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         n, width = x.shape
+        added = () if residual is None else (residual,)
         if cos.ndim == 2:
             slices = [rows for rows, _ in lengths]
-            return self.proj(ops.vision_attention(self.qkv(x), cos, sin, self.num_heads, slices, impl=self.impl))
+            out = ops.vision_attention(self.qkv(x), cos, sin, self.num_heads, slices, impl=self.impl)
+            return self.proj(out, *added)
         heads = self.num_heads
         # q, k and v lie one after the other; q and k are turned as one.
         qk, v = paddle.split(self.qkv(x), [2 * width, width], axis=-1)
@@ -48,7 +56,7 @@ class VisionAttention(nn.Layer):
         q, k = paddle.split(qk, 2, axis=1)
         v = v.reshape([n, heads, -1])
         out = ops.varlen_attention(q, k, v, lengths, causal=False, impl=self.impl)
-        return self.proj(out.reshape([n, width]))
+        return self.proj(out.reshape([n, width]), *added)
 
 
 class VisionMLP(nn.Layer):
@@ -57,8 +65,9 @@ class VisionMLP(nn.Layer):
         self.fc1 = BiasedLinear(config.embed_dim, config.intermediate_size)
         self.fc2 = BiasedLinear(config.intermediate_size, config.embed_dim)
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fc2(ops.quick_gelu(self.fc1(x)))
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
+        added = () if residual is None else (residual,)
+        return self.fc2(ops.quick_gelu(self.fc1(x)), *added)
 
 
 class VisionBlock(nn.Layer):
@@ -72,6 +81,9 @@ class VisionBlock(nn.Layer):
     def forward(
         self, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor, lengths: list[tuple[int, int]]
     ) -> paddle.Tensor:
+        if takes_residual(self.mlp.fc2):
+            x = self.attn(_normalised(self.norm1, x), cos, sin, lengths, x)
+            return self.mlp(_normalised(self.norm2, x), x)
         attended = self.attn(_normalised(self.norm1, x), cos, sin, lengths)
         x, normal = ops.add_layer_norm(x, attended, self.norm2.weight, self.norm2.bias, LAYER_NORM_EPS)
         return x + self.mlp(normal)

@@ -20,6 +20,7 @@ from qvl.environment import physical_cores
 from qvl.errors import CheckpointError
 from qvl.model.checkpoint import LM_HEAD, PATCH_EMBED, Entry, Layout, canonical_name, find_pickle, list_tensors
 from qvl.model.config import ModelConfig
+from qvl.model.quantization import EMBEDDING, refuse_quantised
 from qvl.model.qwen2_vl import Qwen2VL
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_bits, bfloat16_to_float32
 from qvl.ops import AttentionImpl
@@ -65,6 +66,7 @@ def fill_model(
     on_progress: Progress | None = None,
 ) -> None:
     """Give every parameter of a model the values in a folder. Raises as `load_model` does."""
+    refuse_quantised(folder, "loading them whole")
     pickled = find_pickle(folder)
     if pickled is not None:
         if not allow_pickle:
@@ -78,14 +80,15 @@ def fill_model(
     _check_complete(model, entries, folder)
     total = sum(_nbytes(entries[name]) for name, _ in model.named_parameters())
     done = 0
-    for nbytes in _fill(model, entries, dtype):
+    for nbytes in fill_parameters(model, entries, dtype):
         done += nbytes
         if on_progress:
             on_progress(done, total)
 
 
-def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:
-    """Fill the parameters, file by file; yield the stored bytes of each as it is done.
+def fill_parameters(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[int]:
+    """Fill the parameters, file by file; yield the stored bytes of each as it is done. Of a quantised model those that
+    are not.
 
     Turning matrices over is bound by the processor, so a few threads share it; each holds one block of its own.
     """
@@ -104,7 +107,7 @@ def _fill(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) -> Iterator[
 
             filled = in_order(read, parameters, min(_MAX_READERS, physical_cores()))
             for (name, parameter), values in zip(parameters, filled, strict=True):
-                _assign(parameter, values)
+                assign(parameter, values)
                 yield _nbytes(entries[name])
 
 
@@ -194,7 +197,21 @@ def _convert(block: npt.NDArray[Any], stored: str, dtype: str) -> npt.NDArray[An
         return block.astype(_NUMPY_DTYPES[dtype], copy=False)
 
 
-def _assign(parameter: paddle.Tensor, values: npt.NDArray[Any]) -> None:
+def laid_out(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A parameter in the Hugging Face layout, as a model of Paddle's own layers has it."""
+    if name == PATCH_EMBED:
+        values = values.reshape(len(values), -1).T
+    elif values.ndim == 2 and name != EMBEDDING:
+        values = values.T
+    return np.ascontiguousarray(values)
+
+
+def converted(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    """Numbers as a parameter of `dtype` is filled with them, see `assign`."""
+    return np.ascontiguousarray(_convert(values, "F32", dtype))
+
+
+def assign(parameter: paddle.Tensor, values: npt.NDArray[Any]) -> None:
     """Give a parameter its memory: on a CPU the array itself, elsewhere a copy on the device."""
     if values.dtype == np.float32 and paddle.device.get_device() == "cpu":
         tensor = paddle.utils.dlpack.from_dlpack(values.__dlpack__())
@@ -225,7 +242,7 @@ def _fill_from_pickle(model: Qwen2VL, path: Path) -> None:
             raise CheckpointError(f"{path}: {name} has shape {list(value.shape)}, expected {list(parameter.shape)}")
         stored = "BF16" if value.dtype == np.uint16 else "F32"
         dtype = str(parameter.dtype).removeprefix("paddle.")
-        _assign(parameter, np.ascontiguousarray(_convert(value, stored, dtype)))
+        assign(parameter, np.ascontiguousarray(_convert(value, stored, dtype)))
 
 
 def _nbytes(entry: Entry) -> int:

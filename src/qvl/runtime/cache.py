@@ -77,6 +77,12 @@ class KVCache:
         self.capacity = capacity
 
 
-def cache_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
+# Bytes of an element, and of the scale that a head of a token has.
+_SIZES = {"float32": (4, 0), "float16": (2, 0), "bfloat16": (2, 0), "int8": (1, 4)}
+
+
+def cache_bytes(config: ModelConfig, tokens: int, dtype: str) -> int:
     """Memory of the cache of one sequence: 28 KiB a token for the 2B in 16 bits."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize * tokens
+    element, scale = _SIZES[dtype]
+    row = config.num_key_value_heads * (config.head_dim * element + scale)
+    return 2 * config.num_hidden_layers * row * tokens

@@ -30,9 +30,10 @@ from qvl.model.adapter import Adapter, apply_adapter, open_adapters  # noqa: E40
 from qvl.model.adapter_config import AdapterRequest  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, place  # noqa: E402
+from qvl.model.quantization import Quantization, chosen_quantization  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
-from qvl.model.weights import Progress, load_model  # noqa: E402
+from qvl.model.weights import Progress  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
@@ -43,6 +44,7 @@ from qvl.runtime.cache import KVCache  # noqa: E402
 from qvl.runtime.decode import encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
+from qvl.runtime.loading import load  # noqa: E402
 from qvl.runtime.lookup import Lookup  # noqa: E402
 from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
@@ -67,6 +69,8 @@ class Engine:
         self.generation = generation
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
+        self.quantization: Quantization | None = None
+        self.cache_dtype = placement.dtype if profile.cache_dtype == "auto" else profile.cache_dtype
         self.features = FeatureCache(profile.feature_cache_mib << 20)
         self.costs = StepCosts()
         self.load_seconds = 0.0
@@ -81,25 +85,28 @@ class Engine:
         settings: Sequence[str] = (),
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
         adapters: Sequence[str] = (),
     ) -> Engine:
         """Find a model and read all of it that is small. Weights are read by `load_weights`, or when first needed.
 
         profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
         settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
-        float16. adapters: LoRA folders as "DIR", "name=DIR" or "name=DIR:scale"; what they add sums.
+        float16. quantize: auto, none, bf16, int8 or int4. adapters: LoRA folders as "DIR", "name=DIR" or
+        "name=DIR:scale"; what they add sums.
         Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
         """
         chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
         if isinstance(profile, Profile) and settings:
             raise UsageError("settings go with a profile's name; a Profile has `revised`")
-        changes = {"model": model and str(model), "device": device, "dtype": dtype}
+        changes = {"model": model and str(model), "device": device, "dtype": dtype, "quantize": quantize}
         chosen = chosen.revised({name: value for name, value in changes.items() if value is not None}, "Engine")
         placement = place(chosen.device, chosen.dtype)
         folder = locate(chosen.model)
         config = ModelConfig.from_folder(folder)
         generation = GenerationConfig.from_folder(folder, config.eos_token_id)
         engine = cls(chosen, folder, load_processor(folder, config, chosen), generation, placement)
+        engine.quantization = chosen_quantization(chosen.quantize, folder, placement.device, placement.dtype)
         engine.adapters = open_adapters(adapters, config)
         return engine
 
@@ -127,16 +134,9 @@ class Engine:
         start = time.perf_counter()
         paddle.set_device(self.placement.device)
         if check_memory:
-            memory.check_weights(self.config, self.placement.dtype, memory.available_bytes(), self.adapters)
-        self._model = load_model(
-            self.folder,
-            self.config,
-            dtype=self.placement.dtype,
-            attention=self.placement.attention,
-            layout=None if self.profile.weight_layout == "auto" else self.profile.weight_layout,
-            allow_pickle=self.profile.allow_pickle,
-            on_progress=on_progress,
-        )
+            dtype, free = self.placement.dtype, memory.available_bytes()
+            memory.check_weights(self.config, dtype, free, self.adapters, self.quantization)
+        self._model = load(self.folder, self.config, self.profile, self.placement, self.quantization, on_progress)
         for request, adapter in self.adapters:
             apply_adapter(self._model, adapter, request.scale)
         self.load_seconds = time.perf_counter() - start
@@ -144,9 +144,10 @@ class Engine:
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
 
-        Raises CheckpointError when the folder is already there, and UsageError when adapters are in use: the weights
-        are those of the base.
+        Raises CheckpointError when the folder is already there, UsageError with adapters or quantised weights.
         """
+        if self.quantization is not None:
+            raise UsageError("quantised weights are written by 'qvl quantize'")
         if self.adapters:
             raise UsageError("weights with an adapter are written by 'qvl merge-lora'")
         save_model(self.model, Path(folder), source=self.folder, dtype=dtype)
@@ -186,10 +187,12 @@ class Engine:
     ) -> None:
         """Raise MemoryLimitError, with tokens and bytes, when the run would not fit beside what is already loaded.
 
-        promised: bytes that look free and are not. held: as in `memory.need`.
+        promised: bytes that look free and are not. held: tokens of the prompt that a cache has, and its capacity.
         """
-        loading = memory.weight_bytes(self.config, self.placement.dtype, self.adapters) if self._model is None else 0
-        need = memory.need(self.config, prompt, self.room(prompt, sampling), self.placement.dtype, loading, held)
+        dtype, room, cache = self.placement.dtype, self.room(prompt, sampling), memory.Held(self.cache_dtype, *held)
+        loading = self._model is None
+        weights = memory.weight_bytes(self.config, dtype, self.adapters, self.quantization) if loading else 0
+        need = memory.need(self.config, prompt, room, dtype, weights, cache)
         memory.check(need, memory.available_bytes() - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
@@ -239,8 +242,6 @@ class Engine:
         """
         return serve(self, requests, batch_size=batch_size, check_memory=check_memory)
 
-    # What streams, sessions and batches are made of.
-
     def room(self, prompt: Prompt, sampling: Sampling) -> int:
         """How many tokens an answer may have. Raises ContextLimitError when the prompt leaves none."""
         if len(prompt) >= self.max_context:
@@ -250,7 +251,7 @@ class Engine:
     def cache(self, capacity: int) -> KVCache:
         """An empty cache for so many tokens."""
         with self.computing():
-            return KVCache(self.config, capacity, self.placement.dtype)
+            return KVCache(self.config, capacity, self.cache_dtype)
 
     def begin(self, prompt: Prompt, sampling: Sampling, cache: KVCache | None = None) -> Answering:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 import psutil
 
@@ -15,6 +16,8 @@ from qvl.errors import MemoryLimitError
 from qvl.model.adapter import Adapter
 from qvl.model.adapter_config import AdapterRequest
 from qvl.model.config import ModelConfig
+from qvl.model.quantization import Quantization, matrix_shapes
+from qvl.model.shapes import parameter_shapes
 from qvl.ops.attention import SCORE_BYTES
 from qvl.processing.prompt import Prompt
 from qvl.runtime.cache import cache_bytes
@@ -30,6 +33,15 @@ _MLP_COPIES = 4
 _WIDTH_COPIES = 6
 # Rotary embeddings are float32 whatever the model is: two tables, and at its peak a rotation in four arrays as large.
 _ROTARY_COPIES = 2 + 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """The cache that a prompt goes to: its dtype, how many tokens of the prompt it has, and its capacity."""
+
+    dtype: str
+    tokens: int = 0
+    capacity: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,30 +62,31 @@ class Need:
         return self.weights + self.cache + max(self.vision, self.prefill)
 
 
-def weight_bytes(config: ModelConfig, dtype: str, adapters: Adapters = ()) -> int:
+def weight_bytes(
+    config: ModelConfig, dtype: str, adapters: Adapters = (), quantization: Quantization | None = None
+) -> int:
     """Bytes of all parameters, and of the factors of adapters that are used without merging."""
-    h, inner, vision = config.hidden_size, config.intermediate_size, config.vision_config
-    kv = config.num_key_value_heads * config.head_dim
-    layer = 2 * h * h + 2 * h * kv + h + 2 * kv + 3 * h * inner + 2 * h
-    head = config.vocab_size * h * (1 if config.tie_word_embeddings else 2)
-    e, merged = vision.embed_dim, vision.embed_dim * vision.spatial_merge_size**2
-    block = 4 * e * e + 4 * e + 2 * e * vision.intermediate_size + vision.intermediate_size + e + 4 * e
-    tower = vision.patch_dim * e + vision.depth * block + 2 * e + merged * merged + merged + merged * h + h
+    matrices = matrix_shapes(config) if quantization is not None else {}
+    total = 0
+    for name, shape in parameter_shapes(config).items():
+        scheme = quantization.scheme_of(name) if quantization is not None and name in matrices else None
+        if scheme is None:
+            total += math.prod(shape) * ITEMSIZE[dtype]
+        else:
+            arrays = scheme.packing().shapes(*matrices[name]).values()
+            total += sum(math.prod(size) * np.dtype(kind).itemsize for size, kind in arrays)
     shapes = (shape for _, adapter in adapters for pair in adapter.shapes.values() for shape in pair)
-    factors = sum(math.prod(shape) for shape in shapes)
-    return (config.num_hidden_layers * layer + h + head + tower + factors) * ITEMSIZE[dtype]
+    return total + sum(math.prod(shape) for shape in shapes) * ITEMSIZE[dtype]
 
 
 def need(
-    config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int, held: tuple[int, int] = (0, 0)
+    config: ModelConfig, prompt: Prompt, new_tokens: int, dtype: str, weights: int, held: Held | None = None
 ) -> Need:
-    """Estimate for one prompt and its answer.
-
-    weights: bytes of them that are still to be loaded. held: tokens of the prompt that a cache has, and its capacity.
-    """
+    """Estimate for one prompt and its answer. weights: bytes of them that are still to be loaded."""
+    held = held or Held(dtype)
     size, vision = ITEMSIZE[dtype], config.vision_config
     # Pictures, and groups of slices of a clip, are encoded one after the other; what comes of them stays.
-    tokens, capacity = held
+    tokens = held.tokens
     fresh = len(prompt) - tokens
     visions = visions_behind(config, prompt, tokens) if tokens else prompt.visions
     groups = ((min(v.grid_thw[0], slices_at_once(v)), v.grid_thw[1], v.grid_thw[2]) for v in visions)
@@ -92,7 +105,7 @@ def need(
         vision_tokens=vision_tokens,
         new_tokens=new_tokens,
         weights=weights,
-        cache=_growth(config, capacity, len(prompt) + new_tokens, size),
+        cache=_growth(config, held, len(prompt) + new_tokens),
         vision=patches * (per_patch * size + patch_rotary + copies) + 2 * features + scores if patches else 0,
         prefill=(len(prompt) - tokens) * (per_token * size + token_rotary)
         + features
@@ -101,12 +114,12 @@ def need(
     )
 
 
-def _growth(config: ModelConfig, capacity: int, wanted: int, size: int) -> int:
+def _growth(config: ModelConfig, held: Held, wanted: int) -> int:
     """What a cache takes to become larger: the difference, and while it does a copy of one of its tensors."""
-    if wanted <= capacity:
+    if wanted <= held.capacity:
         return 0
-    copy = cache_bytes(config, capacity, size) // (2 * config.num_hidden_layers)
-    return cache_bytes(config, wanted - capacity, size) + copy
+    copy = cache_bytes(config, held.capacity, held.dtype) // (2 * config.num_hidden_layers)
+    return cache_bytes(config, wanted - held.capacity, held.dtype) + copy
 
 
 def available_bytes() -> int:
@@ -119,13 +132,21 @@ def available_bytes() -> int:
     return machine.free_memory()
 
 
-def check_weights(config: ModelConfig, dtype: str, available: int, adapters: Adapters = ()) -> None:
+def check_weights(
+    config: ModelConfig,
+    dtype: str,
+    available: int,
+    adapters: Adapters = (),
+    quantization: Quantization | None = None,
+) -> None:
     """Raise MemoryLimitError when the weights alone, with those of adapters, do not fit."""
-    weights = weight_bytes(config, dtype, adapters)
+    weights = weight_bytes(config, dtype, adapters, quantization)
     if weights > available:
+        kind = dtype if quantization is None else quantization.width
+        shorter = "" if kind == "int4" else " or fewer bits (--quant)"
         raise MemoryLimitError(
-            f"the weights take {weights / GIB:.1f} GiB as {dtype}, {available / GIB:.1f} GiB are free; "
-            "take a smaller model or a shorter dtype, or free some memory (--no-memory-check tries anyway)"
+            f"the weights take {weights / GIB:.1f} GiB as {kind}, {available / GIB:.1f} GiB are free; "
+            f"take a smaller model{shorter}, or free some memory (--no-memory-check tries anyway)"
         )
 
 

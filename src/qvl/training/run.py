@@ -22,6 +22,7 @@ from qvl.errors import DeviceError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, own_device, place  # noqa: E402
+from qvl.model.quantization import refuse_quantised  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.profile import Profile  # noqa: E402
 from qvl.profile_training import TrainingOptions  # noqa: E402
@@ -109,9 +110,12 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
     """
     options = profile.training
+    if profile.quantize not in ("auto", "none"):
+        raise UsageError(f"quantised weights cannot learn; leave out quantize={profile.quantize}")
     placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
+    refuse_quantised(folder, "fine-tuning")
     processor = load_processor(folder, config, profile)
     check_writable(request.output, 0)
     dataset = load_dataset(request.data, seed=options.seed)

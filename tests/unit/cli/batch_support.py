@@ -39,6 +39,8 @@ def echo_engine(echo: Echo) -> type:
             self.profile = profile
             self.folder = echo.folder
             self.adapters = ()
+            self.quantization = None
+            self.cache_dtype = echo.dtype
             self.placement = types.SimpleNamespace(dtype=echo.dtype)
 
         @classmethod

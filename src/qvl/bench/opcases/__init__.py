@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from qvl.bench.opcases import attention, linear, rows
+from qvl.bench.opcases import attention, learning, linear, rows
 from qvl.bench.opcases.case import OpCase, Sizes
 
 Build = Callable[[Sizes], Iterator[OpCase]]
@@ -27,4 +27,11 @@ CASES: Mapping[str, Build] = {
     "pack": linear.pack,
     "unpack": linear.unpack,
     "sample": rows.sample,
+    "rms_norm_grad": learning.rms_norm_grad,
+    "layer_norm_grad": learning.layer_norm_grad,
+    "swiglu_grad": learning.swiglu_grad,
+    "quick_gelu_grad": learning.quick_gelu_grad,
+    "column_sums": learning.column_sums,
+    "attention_learning": learning.attention_learning,
+    "attention_grad": learning.attention_grad,
 }

@@ -127,6 +127,7 @@ class ChatModel:
             ("folder", str(engine.folder)),
             ("profile", self.profile.name),
             ("device", f"{engine.placement.device}, {engine.placement.dtype}"),
+            *([] if engine.quantization is None else [("weights", engine.quantization.width)]),
             ("context", f"{self.max_context} tokens"),
         ]
         return [*rows, ("adapters", adapters)] if adapters else rows

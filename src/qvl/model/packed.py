@@ -1,0 +1,118 @@
+"""Layers whose weights are quantised, and how they take the places of those that are not.
+
+A projection holds the linears that share an input and runs them as one op. Each keeps its name and its own matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import paddle
+from paddle import nn
+
+from qvl.model.quantization import EMBEDDING, Quantization
+from qvl.ops.linear import PackedLinear, embedding, linear
+
+if TYPE_CHECKING:
+    from qvl.model.qwen2_vl import Qwen2VL
+
+
+class Projection(nn.Layer):
+    """Linears of one input, their outputs side by side. names: published ones; widths: outputs of each."""
+
+    def __init__(self, names: Sequence[str], widths: Sequence[int], inputs: int) -> None:
+        super().__init__()
+        self.names, self.widths, self.inputs = tuple(names), tuple(widths), inputs
+        self.dtype = paddle.float32  # of what comes out
+
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
+        """x: [..., inputs]; residual: as the result, [..., sum of widths], to which it is added."""
+        raise NotImplementedError
+
+
+class PackedProjection(Projection):
+    """On a CPU, with packed matrices. They are given before it is used."""
+
+    weights: PackedLinear | list[PackedLinear]
+
+    def give(self, weights: Mapping[str, PackedLinear]) -> None:
+        """Take those of its names."""
+        own = [weights[name] for name in self.names]
+        self.weights = own[0] if len(own) == 1 else own
+
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
+        return linear(x, self.weights, residual)
+
+
+class PackedEmbedding(nn.Layer):
+    """Vectors of tokens in one packed matrix, which is the head as well where that is tied."""
+
+    weight: PackedLinear
+
+    def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
+        return embedding(ids, self.weight)
+
+    def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[K, width] -> [K, vocabulary]."""
+        return linear(hidden, self.weight)
+
+
+# Makes the layer for linears of those names, widths and that many inputs.
+Make = Callable[[Sequence[str], Sequence[int], int], Projection]
+
+# What shares an input: the layer's name in its parent, and the linears it stands for.
+_TOGETHER = {
+    "self_attn": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    "mlp": ("gate_up_proj", ("gate_proj", "up_proj")),
+}
+
+
+def takes_residual(layer: nn.Layer) -> bool:
+    """Whether a linear adds a residual itself."""
+    return isinstance(layer, Projection)
+
+
+def projections(model: nn.Layer) -> Iterator[Projection]:
+    """Every quantised projection of a model."""
+    return (layer for layer in model.sublayers() if isinstance(layer, Projection))
+
+
+def replace_linears(model: Qwen2VL, quantization: Quantization, make: Make = PackedProjection) -> None:
+    """Put quantised layers, still without weights, in the places of a model's linears and embedding.
+
+    model: as `weights.empty_model` makes it.
+    """
+    for number, block in enumerate(model.model.layers):
+        for parent, (joined, names) in _TOGETHER.items():
+            holder = getattr(block, parent)
+            linears = [getattr(holder, name) for name in names]
+            for name in names:
+                delattr(holder, name)
+            full = [f"model.layers.{number}.{parent}.{name}" for name in names]
+            setattr(holder, joined, _make(make, full, linears))
+    layers = dict(model.named_sublayers(include_self=True))  # the model itself is ""
+    for name, layer in layers.items():
+        kept = "patch_embed" in name or quantization.scheme_of(f"{name}.weight") is None
+        if isinstance(layer, nn.Linear) and not kept:
+            above, _, last = name.rpartition(".")
+            layers[above].add_sublayer(last, _make(make, [name], [layer]))
+    if quantization.scheme_of(EMBEDDING) is not None:
+        model.model.embed_tokens = PackedEmbedding()
+    if quantization.vision is not None:
+        # Where the CPU has a tile unit, the products on either side of attention are in bfloat16 too.
+        for block in model.visual.blocks:
+            block.attn.impl = "rounded"
+
+
+def _make(make: Make, names: Sequence[str], linears: Sequence[nn.Linear]) -> Projection:
+    return make(names, [int(layer.weight.shape[1]) for layer in linears], int(linears[0].weight.shape[0]))
+
+
+def give_weights(model: Qwen2VL, weights: Mapping[str, PackedLinear]) -> None:
+    """Hand every packed layer its matrices. weights: by the published name of each linear, "model.embed_tokens" too."""
+    for layer in projections(model):
+        assert isinstance(layer, PackedProjection)
+        layer.give(weights)
+    if isinstance(model.model.embed_tokens, PackedEmbedding):
+        model.model.embed_tokens.weight = weights[EMBEDDING.removesuffix(".weight")]
