@@ -36,19 +36,22 @@ demo: $(VENV)/.run native ## install, then let the demo model answer about pictu
 	$(ASK) examples/shapes.png examples/changed.png --prompt "What is the difference between the two pictures?"
 	$(ASK) examples/moving.mp4 --prompt "What happens in the clip?"
 
-# Three runs, each from where the one before ended; interrupted, the target goes on where it was.
+# Each step goes on from the one before; interrupted, a run goes on where it was.
 MADE  := $(BUILD)/demo
 TEACH := $(BIN)/qvl finetune --profile demo-train --resume
+BLIND := --set training.train='[merger, language]' --set training.schedule=constant --set training.epochs=1
 demo-model: $(VENV)/.dev native ## make the demo model's data and train it from nothing, about an hour and a half on two cores
-	$(BIN)/python -m examples.generator.start $(MADE)/start
-	$(BIN)/python -m examples.generator $(MADE)/one --split one --samples 24000
-	$(TEACH) --model $(MADE)/start --data $(MADE)/one/data.jsonl -o $(MADE)/run-one \
-		--set training.train='[merger, language]' --set training.learning_rate=1.2e-3 --set training.schedule=constant
-	$(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
-	$(TEACH) --model $(MADE)/run-one/model --data $(MADE)/few/data.jsonl -o $(MADE)/run-few --set training.schedule=constant
-	$(BIN)/python -m examples.generator $(MADE)/all --samples 60000
-	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all --plot $(MADE)/loss.png
-	$(BIN)/python -m examples.generator.evaluate --model $(MADE)/run-all/model --json $(MADE)/accuracy.json
+	test -d $(MADE)/start || $(BIN)/python -m examples.generator.start $(MADE)/start
+	test -d $(MADE)/tower || $(BIN)/python -m examples.generator.tower $(MADE)/start $(MADE)/tower
+	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
+	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few $(BLIND) --set training.learning_rate=1.2e-3
+	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 72000
+	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all $(BLIND) --set training.learning_rate=1e-3
+	$(TEACH) --model $(MADE)/run-all/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-end
+	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all $(MADE)/run-end
+	rm -rf $(MADE)/model
+	$(BIN)/python -c "from qvl import Engine; Engine.load('demo', model='$(MADE)/run-end/model').save('$(MADE)/model')"
+	$(BIN)/python -m examples.generator.evaluate --model $(MADE)/model --samples 3000 --json $(MADE)/accuracy.json
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .

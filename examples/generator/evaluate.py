@@ -96,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--wrong", type=int, default=0, help="print so many wrong answers")
     parser.add_argument("--json", type=Path, default=None, help="write the counts to this file")
+    parser.add_argument("--quant", default=None, help="width of the weights, as qvl infer takes it")
     options = parser.parse_args(arguments)
-    engine = Engine.load("demo", model=options.model)
+    engine = Engine.load("demo", model=options.model, quantize=options.quant)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     shown = 0

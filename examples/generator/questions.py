@@ -270,7 +270,7 @@ def all_boxes(rng: np.random.Generator, scene: Scene) -> Turn | None:
 
 
 def marked(name: str, box: Box, width: int, height: int) -> str:
-    """The way Qwen2-VL writes a box, to the nearest hundredth: a last digit nobody could know would be noise to learn."""
+    """The way Qwen2-VL writes a box, to the nearest hundredth: a last digit nobody can know is noise to learn."""
     left, right = (10 * min(99, max(0, round(100 * x / width))) for x in (box.left, box.right))
     top, bottom = (10 * min(99, max(0, round(100 * y / height))) for y in (box.top, box.bottom))
     return f"<|object_ref_start|>the {name}<|object_ref_end|><|box_start|>({left},{top}),({right},{bottom})<|box_end|>"
@@ -289,6 +289,9 @@ ASKS: tuple[tuple[Ask, float], ...] = (
     (box_of, 1.3),
     (all_boxes, 0.4),
 )
+# To learn from: more answers that say everything there is.
+_MORE: dict[Ask, float] = {in_detail: 1.6, all_boxes: 0.8}
+TAUGHT_ASKS = tuple((ask, _MORE.get(ask, weight)) for ask, weight in ASKS)
 # Without boxes, and with more of what one thing alone can answer.
 EASY_ASKS: tuple[tuple[Ask, float], ...] = (
     (describe, 1.0),

@@ -39,7 +39,7 @@ DEMO = replace(
 )
 # Root mean square of what enters the layers. What they add has to begin no larger, or a word is lost among the sums of
 # all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
-_STREAM = 0.07
+STREAM = 0.07
 _STRENGTHS = (0.0, 4.5, 10.0)  # of the frequencies of time, rows and columns, the last of which turn slowest
 TOKENS = (25, 42)  # of a picture: all are brought to about the same size, whatever they come in
 
@@ -99,11 +99,11 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
             return [patch_filters(shape)]
         std = 1 / np.sqrt(np.prod(shape[1:]))
         if "embed_tokens" in name:
-            std = _STREAM
+            std = STREAM
         elif name.endswith(("attn.proj.weight", "fc2.weight")):
             std *= 0.5
         elif name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")):
-            std *= _STREAM
+            std *= STREAM
         elif name.endswith(("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")):
             std *= 0.25  # what stands there does not drown where it stands
         return [rng.normal(0, std, shape).astype(np.float32)]
@@ -120,10 +120,10 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     """Biases of queries and keys with which some heads look at a fixed distance from the start, by parameter name.
 
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
-    first layers of the tower see as a convolution does, each head one neighbour. Three heads of the first language layer
-    see the last three words, which is the first step to repeating one. Two tell the rows and the columns of a picture
-    apart: the token of row h looks at the word 7 - h before the picture, another one in each row, and so with columns.
-    All of it can be unlearnt.
+    first layers of the tower see as a convolution does, each head one neighbour. Three heads of the language model's
+    first layer see the last three words, the first step to repeating one. Two tell rows and columns of a picture apart:
+    the token of row h looks at the word 7 - h before the picture, another one in each row, and so with columns. All of
+    it can be unlearnt.
     """
     made = {}
     vision = config.vision_config
@@ -133,7 +133,9 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
         bias = np.zeros((3, vision.num_heads, dim), np.float32)
         for head, (down, right) in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):
             turns = np.concatenate([down * reach * angles, right * reach * angles])
-            scale = np.tile(np.where(np.arange(dim // 4) < 2, strength, 0.0), 2)  # the frequencies that differ on a grid
+            scale = np.tile(
+                np.where(np.arange(dim // 4) < 2, strength, 0.0), 2
+            )  # the frequencies that differ on a grid
             bias[0, head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
             bias[1, head] = np.concatenate([scale, np.zeros_like(scale)])
         made[f"visual.blocks.{layer}.attn.qkv.bias"] = bias.reshape(3 * width)

@@ -5,12 +5,15 @@ The fonts come with Matplotlib, which the training dependencies bring along.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from examples.generator.drawing import Box
 from examples.generator.scenes import COLOURS, picture_size, plain_ground, shade
 from examples.generator.turns import Turn, worded
 
@@ -51,8 +54,18 @@ def written(rng: np.random.Generator) -> str:
     return word.upper()
 
 
-def text_picture(rng: np.random.Generator, longest: int | None = None) -> tuple[Image.Image, str, str]:
-    """A picture with one line of text; also the text and the name of its colour. longest: cut to so many letters."""
+@dataclass(frozen=True)
+class Text:
+    """A picture with one line of text. colour: its name. boxes: one a character."""
+
+    image: Image.Image
+    text: str
+    colour: str
+    boxes: tuple[Box, ...]
+
+
+def text_picture(rng: np.random.Generator, longest: int | None = None) -> Text:
+    """One line of text on a quiet ground. longest: cut to so many characters."""
     width, height = picture_size(rng, narrowest=0.85)
     text = written(rng)[:longest]
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
@@ -68,7 +81,9 @@ def text_picture(rng: np.random.Generator, longest: int | None = None) -> tuple[
     x = rng.uniform(0.03 * width, max(0.03 * width, 0.97 * width - (right - left))) - left
     y = rng.uniform(0.03 * height, max(0.03 * height, 0.97 * height - (bottom - top))) - top
     ImageDraw.Draw(image).text((x, y), text, fill=shade(rng, COLOURS[colour]), font=face)
-    return image, text, colour
+    ends = [x + face.getlength(text[:count]) for count in range(len(text) + 1)]
+    boxes = tuple(Box(begin, y + top, end, y + bottom) for begin, end in pairwise(ends))
+    return Text(image, text, colour, boxes)
 
 
 def read(rng: np.random.Generator, text: str) -> Turn:
