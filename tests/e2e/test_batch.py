@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -169,6 +170,29 @@ def test_a_reader_that_goes_away_ends_a_batch_quietly(home: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(PATIENCE) == 141
+
+
+def test_a_pipe_that_stays_open_keeps_no_answer_waiting(home: Path) -> None:
+    """A program that asks, reads the answer and only then asks again; the second line comes in two pieces."""
+    command = [*COMMAND, "--batch", "-", "--quiet"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=home) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            answers = []
+            for pieces in ([b'{"prompt": "First?", "max_new_tokens": 4}\n'], [b'{"prompt": "Sec', b'ond?"}\n']):
+                for piece in pieces:
+                    process.stdin.write(piece)
+                    process.stdin.flush()
+                    time.sleep(0.1)
+                assert select.select([process.stdout], [], [], PATIENCE)[0]
+                answers.append(json.loads(process.stdout.readline()))
+            process.stdin.write(b'{"prompt": "Third, without the end of its line?"}')
+            process.stdin.close()
+            answers.append(json.loads(process.stdout.readline()))
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+    assert [answer["id"] for answer in answers] == [1, 2, 3]
 
 
 def test_on_a_terminal_a_bar_is_shown_and_the_answers_still_go_to_stdout(home: Path) -> None:

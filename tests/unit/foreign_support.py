@@ -18,7 +18,11 @@ import numpy.typing as npt
 
 from qvl.hub.random_checkpoint import TINY, write_checkpoint
 from qvl.model.config import ModelConfig
+from qvl.model.foreign import is_projection
+from qvl.model.packing import Source
+from qvl.model.quantization import chosen_quantization, matrix_shapes
 from qvl.model.safetensors_io import SafetensorsFile, SafetensorsWriter
+from qvl.ops.packing import unpack
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -59,6 +63,22 @@ class Form:
             said |= {"damp_percent": 0.1, "dataset": None, "modules_in_block_to_quantize": None}
             said |= {"checkpoint_format": "gptq_v2"} if self.version == 2 else {}
         return {"quant_method": self.method, "bits": self.bits, "group_size": self.group, **said, **self.config}
+
+
+FORMS = {
+    "awq": Form("awq"),
+    "awq-64": Form("awq", group=64),
+    "awq-whole": Form("awq", group=-1),
+    "gptq-int4": Form("gptq", symmetric=True),
+    "gptq-int4-plain-zeros": Form("gptq", version=2),
+    "gptq-int4-asymmetric": Form("gptq", group=32),
+    "gptq-int4-whole": Form("gptq", symmetric=True, group=-1, order="absent"),
+    "gptq-int4-large-groups": Form("gptq", group=192),
+    "gptq-int8": Form("gptq", 8, symmetric=True),
+    "gptq-int8-64": Form("gptq", 8, symmetric=True, group=64, version=2, order="absent"),
+    "gptq-int8-whole": Form("gptq", 8, symmetric=True, group=-1),
+}
+Written = Callable[[str], tuple[Path, Path]]
 
 
 def write_foreign(folder: Path, form: Form, config: ModelConfig = WIDE, tokenizer: bool = False) -> tuple[Path, Path]:
@@ -172,3 +192,18 @@ def gptq_zeros(zeros: Array, bits: int, version: int) -> Array:
         one_in_each = sum(1 << place for place in range(0, 32, bits))
         words -= np.uint32(one_in_each)
     return words.view(np.int32)
+
+
+def assert_same_numbers(packed: Path, plain: Path) -> None:
+    """To the last bit: what the packed matrices stand for is what the folder in float32 has."""
+    config, wanted = ModelConfig.from_folder(packed), read_tensors(plain)
+    chosen = chosen_quantization("auto", packed, "cpu", "float32")
+    assert chosen is not None
+    with Source(packed, config) as source:
+        names = [name for name in matrix_shapes(config) if is_projection(name)]
+        assert len(names) == 7 * config.num_hidden_layers
+        for name in names:
+            got = unpack(source.matrix(name, chosen.language.packing()))
+            np.testing.assert_array_equal(got, wanted[name], err_msg=name)
+        for name in wanted.keys() - set(names):
+            np.testing.assert_array_equal(source.floats(name), wanted[name], err_msg=name)

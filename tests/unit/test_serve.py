@@ -112,6 +112,21 @@ def test_requests_are_taken_as_there_is_room_for_them(engine: Engine) -> None:
     assert taken == 12
 
 
+def test_what_is_being_answered_goes_on_while_no_request_comes(engine: Engine) -> None:
+    made, done = requests(3), []
+
+    def hesitant() -> Iterator[Request | None]:
+        yield None
+        for number, request in enumerate(made):
+            yield request
+            while len(done) <= number:
+                yield None
+
+    for finished in engine.serve(hesitant(), batch_size=2):
+        done.append(finished)
+    check(engine, made, done)
+
+
 def test_a_place_is_filled_as_soon_as_it_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One long answer and many short ones, two places: the short ones pass through the second place."""
     sizes = []

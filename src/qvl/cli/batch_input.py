@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import select
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +67,9 @@ class Records(Protocol):
     root: Path | None
     tickets: list[Ticket] | None
 
-    def __iter__(self) -> Iterator[Item]: ...
+    def __iter__(self) -> Iterator[Item | None]:
+        """None: there is no record yet, but there may be one later."""
+        ...
 
 
 class FileRecords:
@@ -111,9 +116,18 @@ class StreamRecords:
         self.name, self._stream = name, stream
         self.root: Path | None = Path()
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Item | None]:
+        """None while the other end of the pipe is silent, so that what came before can be answered meanwhile."""
         claimed: dict[str, int] = {}
-        for position, (label, data) in enumerate(_labelled(self._stream)):
+        number = position = 0
+        for line in _arriving(self._stream):
+            if line is None:
+                yield None
+                continue
+            number += 1
+            if (parsed := _parsed_line(number, line)) is None:
+                continue
+            label, data = parsed
             id = _id(label, claimed)  # noqa: A001
             key = json.dumps(id)
             if id is not None and key in claimed:
@@ -121,6 +135,7 @@ class StreamRecords:
                 id = None  # noqa: A001
             claimed.setdefault(key, label.line)
             yield Item(Ticket(position, id, label.line, label.digest), data)
+            position += 1
 
 
 class ListRecords:
@@ -197,22 +212,58 @@ def _id(label: _Label, claimed: Mapping[str, int]) -> Id | None:
     return label.line if label.id is None and str(label.line) not in claimed else label.id
 
 
-def _labelled(lines: Iterable[bytes]) -> Iterator[tuple[_Label, Mapping[str, object] | UsageError]]:
-    for number, line in enumerate(lines, 1):
-        text = line.removeprefix(_BOM).strip() if number == 1 else line.strip()
-        if not text:
+def _arriving(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Lines as they come, the last one perhaps without its end; None where none is there yet.
+
+    What cannot be asked whether it has something (no file, or a pipe on Windows) is waited for.
+    """
+    try:
+        source = stream.fileno()
+    except (OSError, ValueError):
+        source = None
+    if source is None or sys.platform == "win32":
+        yield from stream
+        return
+    # Past the stream's own buffer, which would hide from `select` what it has read already.
+    begun: list[bytes] = []  # pieces of a line, which can be long: pictures may lie in it
+    while True:
+        if not select.select([source], [], [], 0)[0]:
+            yield None
             continue
-        try:
-            data = _parsed(text)
-            mark = digest({key: value for key, value in data.items() if key != "id"})
-            given = number if data.get("id") is None else data["id"]
-            if isinstance(given, bool) or not isinstance(given, (str, int)):
-                raise UsageError(f"id is {json.dumps(given)[:60]}; expected text or a whole number")
-            yield _Label(number, given, mark), data
-        except RecursionError:
-            yield _Label(number, None, _digest(text)), UsageError("JSON nested too deeply")
-        except UsageError as error:
-            yield _Label(number, None, _digest(text)), error
+        if not (data := os.read(source, 1 << 16)):
+            break
+        first, *others = data.split(b"\n")
+        begun.append(first)
+        for piece in others:
+            yield b"".join(begun)
+            begun = [piece]
+    if rest := b"".join(begun):
+        yield rest
+
+
+_Labelled = tuple[_Label, Mapping[str, object] | UsageError]
+
+
+def _labelled(lines: Iterable[bytes]) -> Iterator[_Labelled]:
+    return (parsed for number, line in enumerate(lines, 1) if (parsed := _parsed_line(number, line)) is not None)
+
+
+def _parsed_line(number: int, line: bytes) -> _Labelled | None:
+    """What line `number`, from 1, says; None for an empty one."""
+    text = line.removeprefix(_BOM).strip() if number == 1 else line.strip()
+    if not text:
+        return None
+    try:
+        data = _parsed(text)
+        mark = digest({key: value for key, value in data.items() if key != "id"})
+        given = number if data.get("id") is None else data["id"]
+        if isinstance(given, bool) or not isinstance(given, (str, int)):
+            raise UsageError(f"id is {json.dumps(given)[:60]}; expected text or a whole number")
+        return _Label(number, given, mark), data
+    except RecursionError:
+        return _Label(number, None, _digest(text)), UsageError("JSON nested too deeply")
+    except UsageError as error:
+        return _Label(number, None, _digest(text)), error
 
 
 def _parsed(text: bytes) -> dict[str, object]:

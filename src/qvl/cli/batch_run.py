@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qvl.runtime.engine import Engine
     from qvl.runtime.records import Finished
 
+_PATIENCE = 0.02  # seconds between looks at a silent pipe
 _SHOWN = 5  # failures told of as they come; the rest are in the output
 
 
@@ -95,7 +97,7 @@ class Run:
         """
         requests = self._requests()
         try:
-            first = next(requests, None)
+            first = _first(requests)
             if first is None:
                 return
             before_first()
@@ -108,10 +110,13 @@ class Run:
             if self._order is not None:
                 self._order.close()
 
-    def _requests(self) -> Generator[Request, None, None]:
-        """What the model has to answer; all other records are dealt with on the way."""
+    def _requests(self) -> Generator[Request | None, None, None]:
+        """What the model has to answer, None for nothing yet; all other records are dealt with on the way."""
         job = self.job
         for item in job.records:
+            if item is None:
+                yield None
+                continue
             ticket = item.ticket
             if self.earlier is not None and self.earlier.has(ticket):
                 continue
@@ -172,6 +177,15 @@ class Run:
         self.on_written(self.count)
 
 
-def _with_first(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+def _first(requests: Iterator[Request | None]) -> Request | None:
+    """Waits for one; None when none comes."""
+    for request in requests:
+        if request is not None:
+            return request
+        time.sleep(_PATIENCE)
+    return None
+
+
+def _with_first(first: Request, rest: Iterator[Request | None]) -> Iterator[Request | None]:
     yield first
     yield from rest

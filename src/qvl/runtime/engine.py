@@ -233,9 +233,12 @@ class Engine:
             answers[finished.key] = finished.answer
         return [answers[number] for number in range(len(prompts))]
 
-    def serve(self, requests: Iterable[Request], *, batch_size: int, check_memory: bool = True) -> Iterator[Finished]:
+    def serve(
+        self, requests: Iterable[Request | None], *, batch_size: int, check_memory: bool = True
+    ) -> Iterator[Finished]:
         """Answer requests as they come, up to `batch_size` at a time; results in the order of finishing.
 
+        requests: None among them says that there is none yet; what is being answered goes on before more are asked for.
         Requests are taken when there is room for them, and their media read while others are being answered. One joins
         when a place is free and leaves when it is done. What is wrong with a request, that it does not fit the memory
         included, is the `error` of its result and stops no other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ __all__ = ["Finished", "Request", "serve"]
 
 # Requests whose media are read before there is a place for them. Pixels are large: a long clip takes hundreds of MB.
 _AHEAD = 2
+_PATIENCE = 0.02  # seconds until requests that had nothing yet are asked again, when nothing else is to be done
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +53,33 @@ class _Read:
 class _Reader:
     """Takes requests a little ahead of the batch and reads their media in a thread; in order."""
 
-    def __init__(self, engine: Engine, requests: Iterable[Request]) -> None:
+    def __init__(self, engine: Engine, requests: Iterable[Request | None]) -> None:
         self._engine = engine
         self._requests = iter(requests)
+        self._over = False
         self._read: deque[_Read] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-read")
 
     def head(self, *, wait: bool) -> _Read | None:
         """The next request if it is read, or if `wait`, in any case; None also when there are no more."""
-        while len(self._read) < _AHEAD and (request := next(self._requests, None)) is not None:
-            self._read.append(_Read(request, self._pool.submit(self._engine.laid_out, request.conversation)))
+        while not self._take() and wait and not self._read and not self._over:
+            time.sleep(_PATIENCE)
         if self._read and (wait or self._read[0].prompt.done()):
             return self._read[0]
         return None
+
+    def _take(self) -> bool:
+        """Take requests ahead, as far as they are there. True: as many as may be, or all."""
+        while len(self._read) < _AHEAD and not self._over:
+            try:
+                request = next(self._requests)
+            except StopIteration:
+                self._over = True
+                break
+            if request is None:
+                return False
+            self._read.append(_Read(request, self._pool.submit(self._engine.laid_out, request.conversation)))
+        return True
 
     def pop(self) -> None:
         """The head is dealt with."""
@@ -73,14 +89,18 @@ class _Reader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def serve(engine: Engine, requests: Iterable[Request], *, batch_size: int, check_memory: bool) -> Iterator[Finished]:
+def serve(
+    engine: Engine, requests: Iterable[Request | None], *, batch_size: int, check_memory: bool
+) -> Iterator[Finished]:
     """See `Engine.serve`."""
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, not {batch_size}")
     return _serve(engine, requests, batch_size, check_memory)
 
 
-def _serve(engine: Engine, requests: Iterable[Request], batch_size: int, check_memory: bool) -> Iterator[Finished]:
+def _serve(
+    engine: Engine, requests: Iterable[Request | None], batch_size: int, check_memory: bool
+) -> Iterator[Finished]:
     going: list[_Running] = []
     with closing(_Reader(engine, requests)) as reader:
         while True:
