@@ -33,7 +33,7 @@ demo: $(VENV)/.run native ## install, then let the demo model answer about pictu
 	@mkdir -p $(BUILD)
 	$(ASK) examples/shapes.png --prompt "Describe this picture."
 	$(ASK) examples/shapes.png --prompt "Find the blue square." --boxes $(BUILD)/blue-square.png
-	$(ASK) examples/shapes.png examples/changed.png --prompt "What is the difference between the two pictures?"
+	$(ASK) examples/before.png examples/shapes.png --prompt "What is the difference between the two pictures?"
 	$(ASK) examples/moving.mp4 --prompt "What happens in the clip?"
 
 # Each step goes on from the one before; interrupted, a run goes on where it was.
@@ -41,7 +41,7 @@ MADE  := $(BUILD)/demo
 TEACH := $(BIN)/qvl finetune --profile demo-train --resume
 BLIND := --set training.train='[merger, language]' --set training.schedule=constant --set training.epochs=1
 demo-model: $(VENV)/.dev native ## make the demo model's data and train it from nothing, about an hour and a half on two cores
-	test -d $(MADE)/start || $(BIN)/python -m examples.generator.start $(MADE)/start
+	test -f $(MADE)/start/tokenizer.json || $(BIN)/python -m examples.generator.start $(MADE)/start
 	test -d $(MADE)/tower || $(BIN)/python -m examples.generator.tower $(MADE)/start $(MADE)/tower
 	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
 	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few $(BLIND) --set training.learning_rate=1.2e-3

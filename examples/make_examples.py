@@ -34,19 +34,18 @@ def plain(width: int, height: int) -> Image.Image:
 
 
 def shapes() -> Scene:
-    """A large red circle, a small blue square and a small green star, 640x480."""
+    """A large red circle, a small green star and a small blue square, 640x480."""
     things = (
-        thing("circle", "red", "large", (170, 230), 265),
-        thing("square", "blue", "small", (420, 120), 152),
-        thing("star", "green", "small", (530, 360), 158),
+        thing("circle", "red", "large", (198, 214), 216),
+        thing("star", "green", "small", (386, 355), 156),
+        thing("square", "blue", "small", (450, 92), 163),
     )
     return Scene(640, 480, plain(640, 480), things)
 
 
-def changed(scene: Scene) -> Scene:
-    """The same with a purple star."""
-    star = replace(scene.things[2], colour="purple", rgb=COLOURS["purple"])
-    return replace(scene, things=(*scene.things[:2], star))
+def before(scene: Scene) -> Scene:
+    """The same without the star."""
+    return replace(scene, things=tuple(thing for thing in scene.things if thing.kind != "star"))
 
 
 def landscape() -> Scene:
@@ -73,13 +72,13 @@ def word() -> Image.Image:
 
 
 def moving() -> tuple[Image.Image, ...]:
-    """Three seconds of 160x120: a red circle goes from left to right above a green square that stands still."""
-    square = thing("square", "green", None, (80, 90), 40)
+    """Three seconds of 160x120: a purple star goes from left to right above a green square that stands still."""
+    square = thing("square", "green", None, (80, 92), 40)
     ground = plain(160, 120)
     frames = []
     for index in range(24):
-        ball = thing("circle", "red", None, (26 + 108 * index / 23, 34), 42)
-        frames.append(Scene(160, 120, ground, (ball, square)).draw())
+        star = thing("star", "purple", None, (26 + 108 * index / 23, 34), 42)
+        frames.append(Scene(160, 120, ground, (star, square)).draw())
     return tuple(frames)
 
 
@@ -142,7 +141,7 @@ def finetune() -> list[dict[str, object]]:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shapes().draw().save(folder / "shapes.png", optimize=True)
-    changed(shapes()).draw().save(folder / "changed.png", optimize=True)
+    before(shapes()).draw().save(folder / "before.png", optimize=True)
     landscape().draw().save(folder / "scene.jpg", quality=88)
     word().save(folder / "word.png", optimize=True)
     write_clip(folder / "moving.mp4", moving())
