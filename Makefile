@@ -6,8 +6,10 @@ BIN    := $(VENV)/bin
 EXTRA  ?= cpu
 # The native ops are built by a target of their own, with the Paddle of the environment.
 PIP    := QVL_BUILD_NATIVE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BUILD  := build
+ASK    := $(BIN)/qvl infer --profile demo
 
-.PHONY: help demo native test test-fast lint format clean
+.PHONY: help demo demo-model native test test-fast lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -27,8 +29,29 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 native: $(VENV)/.run ## build the native ops, where something changed
 	@$(BIN)/python ext/build.py || test $$? -eq 3
 
-demo: $(VENV)/.run native ## install, then answer a question about a picture, offline
-	$(BIN)/qvl infer --profile demo examples/shapes.png --prompt "Describe this picture." --max-new-tokens 24 --stats
+demo: $(VENV)/.run native ## install, then let the demo model answer about pictures and a clip, offline
+	@mkdir -p $(BUILD)
+	$(ASK) examples/shapes.png --prompt "Describe this picture."
+	$(ASK) examples/shapes.png --prompt "Find the blue square." --boxes $(BUILD)/blue-square.png
+	$(ASK) examples/before.png examples/shapes.png --prompt "What is the difference between the two pictures?"
+	$(ASK) examples/moving.mp4 --prompt "What happens in the clip?"
+
+# Each step goes on from the one before; interrupted, a run goes on where it was.
+MADE  := $(BUILD)/demo
+TEACH := $(BIN)/qvl finetune --profile demo-train --resume
+BLIND := --set training.train='[merger, language]' --set training.schedule=constant --set training.epochs=1
+demo-model: $(VENV)/.dev native ## make the demo model's data and train it from nothing, about an hour and a half on two cores
+	test -f $(MADE)/start/tokenizer.json || $(BIN)/python -m examples.generator.start $(MADE)/start
+	test -d $(MADE)/tower || $(BIN)/python -m examples.generator.tower $(MADE)/start $(MADE)/tower
+	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
+	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few $(BLIND) --set training.learning_rate=1.2e-3
+	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 72000
+	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all $(BLIND) --set training.learning_rate=1e-3
+	$(TEACH) --model $(MADE)/run-all/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-end
+	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all $(MADE)/run-end
+	rm -rf $(MADE)/model
+	$(BIN)/python -c "from qvl import Engine; Engine.load('demo', model='$(MADE)/run-end/model').save('$(MADE)/model')"
+	$(BIN)/python -m examples.generator.evaluate --model $(MADE)/model --samples 3000 --json $(MADE)/accuracy.json
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qvl.cli import main
 from qvl.hub.random_checkpoint import TINY
 from qvl.model.quantization import Quantization, Scheme, stored_quantization
+from tests.e2e.running import Run, tokens
 from tests.golden import GOLDEN, MEDIA
 from tests.unit.foreign_support import Form, write_foreign
 
@@ -27,7 +27,6 @@ FORMS = {
     "gptq-int8": Form("gptq", 8, 128, True),
 }
 
-Run = Callable[..., tuple[int, str, str]]
 each_form = pytest.mark.parametrize("name", FORMS)
 
 
@@ -43,26 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return made[name]
 
     return write
-
-
-@pytest.fixture
-def qvl(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the program in this process; (exit code, stdout, stderr) down to the file descriptors."""
-    monkeypatch.setenv("QVL_CONFIG_HOME", str(tmp_path / "config"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(list(arguments))
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def tokens(result: tuple[int, str, str]) -> list[int]:
-    code, out, err = result
-    assert code == 0, err
-    answer: list[int] = json.loads(out)["token_ids"]
-    return answer
 
 
 @each_form

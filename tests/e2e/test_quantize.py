@@ -5,40 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qvl.cli import main
 from qvl.model.quantization import WIDTHS, Quantization, stored_quantization
+from tests.e2e.running import Run, tokens
 from tests.golden import GOLDEN, MEDIA
 
 PICTURE = str(MEDIA / "70x98.png")
 QUESTION = (PICTURE, "-p", "What colour is it?", "--temperature", "0", "--max-new-tokens", "8", "--json")
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def qvl(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the program in this process; (exit code, stdout, stderr) down to the file descriptors."""
-    monkeypatch.setenv("QVL_CONFIG_HOME", str(tmp_path / "config"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = main(list(arguments))
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def tokens(result: tuple[int, str, str]) -> list[int]:
-    code, out, err = result
-    assert code == 0, err
-    answer: list[int] = json.loads(out)["token_ids"]
-    return answer
 
 
 @pytest.mark.parametrize("width", WIDTHS)

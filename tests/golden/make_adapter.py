@@ -71,13 +71,13 @@ def load(base: Path) -> Any:
 
 
 def write_adapter(base: Path, folder: Path, settings: dict[str, Any], seed: int) -> None:
-    config = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path="demo", **settings)
+    config = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path="qvl/tiny", **settings)
     model = get_peft_model(load(base), config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = STRENGTH * torch.randn(parameter.shape, generator=generator)
-    model.peft_config["default"].base_model_name_or_path = "demo"
+    model.peft_config["default"].base_model_name_or_path = "qvl/tiny"
     model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would look the base up on the hub
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card
 

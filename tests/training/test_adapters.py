@@ -140,7 +140,7 @@ def test_requests() -> None:
         with pytest.raises(UsageError, match="adapter"):
             AdapterRequest.parse(wrong)
     with pytest.raises(UsageError, match="two adapters are called 'language'"):
-        Engine.open("demo", adapters=[str(ADAPTERS / "language")] * 2)
+        Engine.open("demo", model="qvl/tiny", adapters=[str(ADAPTERS / "language")] * 2)
 
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -164,11 +164,9 @@ B = A.replace("lora_A", "lora_B")
         (lambda t: t.clear(), "no tensors"),
     ],
 )
-def test_wrong_tensors(
-    change: Callable[[Files], None], message: str, edited: Callable[..., Path], tiny_checkpoint: Path
-) -> None:
+def test_wrong_tensors(change: Callable[[Files], None], message: str, edited: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=message):
-        Engine.open("demo", model=tiny_checkpoint, adapters=[str(edited(change))])
+        Engine.open("demo", model="qvl/tiny", adapters=[str(edited(change))])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +188,7 @@ def test_wrong_tensors(
 )
 def test_wrong_settings(settings: dict[str, Any], message: str, edited: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=message):
-        Engine.open("demo", adapters=[str(edited(**settings))])
+        Engine.open("demo", model="qvl/tiny", adapters=[str(edited(**settings))])
 
 
 def test_wrong_folders(tmp_path: Path, edited: Callable[..., Path]) -> None:
@@ -233,7 +231,7 @@ def test_adapters_count_when_it_is_asked_whether_a_model_fits(
 def test_infer_without_model_takes_the_base_of_the_adapter(capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["infer", "--adapter", str(ADAPTERS / "language"), "-p", "Hi", "--json", "--quiet"]
     assert main([*arguments, "--max-new-tokens", "2"]) == 0
-    assert json.loads(capfd.readouterr().out)["model"] == "demo"
+    assert json.loads(capfd.readouterr().out)["model"] == "qvl/tiny"
     assert main([*arguments, "--adapter", "style=/nowhere:2"]) == 1
     assert "no such adapter folder" in capfd.readouterr().err
 
@@ -268,7 +266,7 @@ def test_what_is_trained_here_loads_for_inference_and_for_more_training(
 ) -> None:
     lora = trained(tiny_checkpoint, **choices)
     expected = logits_of(lora.model, tiny_checkpoint)
-    save_adapter(lora, tmp_path / "adapter", "demo")
+    save_adapter(lora, tmp_path / "adapter", "qvl/tiny")
     assert_close(last_logits(tiny_checkpoint, str(tmp_path / "adapter")), expected, 1e-5)
     assert np.abs(expected - last_logits(tiny_checkpoint)).max() > 0.1
 
@@ -277,7 +275,7 @@ def test_what_is_trained_here_loads_for_inference_and_for_more_training(
     again.eval()
     np.testing.assert_array_equal(logits_of(again.model, tiny_checkpoint), expected)
     with pytest.raises(CheckpointError, match="already there"):
-        save_adapter(lora, tmp_path / "adapter", "demo")
+        save_adapter(lora, tmp_path / "adapter", "qvl/tiny")
 
 
 def test_an_adapter_made_by_peft_can_be_trained_on(tiny_checkpoint: Path) -> None:
@@ -312,7 +310,7 @@ def test_only_the_factors_learn_and_nothing_has_changed_at_the_start(tiny_checkp
 
 
 def test_the_vision_tower_is_adapted_only_when_named() -> None:
-    model = empty_model(ModelConfig.from_folder(Engine.open("demo").folder), "float32")
+    model = empty_model(ModelConfig.from_folder(Engine.open("demo", model="qvl/tiny").folder), "float32")
     every = set(linear_shapes(model))
     language = set(lora_modules(model))
     vision, merger = set(lora_modules(model, parts=["vision"])), set(lora_modules(model, parts=["merger"]))
@@ -359,4 +357,4 @@ def test_the_head_can_be_adapted_where_there_is_one(checkpoint_variant: Checkpoi
     assert AdapterConfig.from_folder(tmp_path / "head").target_modules == ("q_proj", "lm_head")
     assert_close(last_logits(untied, str(tmp_path / "head")), logits_of(lora.model, untied), 1e-5)
     with pytest.raises(CheckpointError, match=r"no linear layer lm_head \(its head is the embedding\)"):
-        Engine.open("demo", adapters=[str(tmp_path / "head")])
+        Engine.open("demo", model="qvl/tiny", adapters=[str(tmp_path / "head")])

@@ -159,7 +159,7 @@ def infer(capfd: pytest.CaptureFixture[str], *arguments: str) -> Answer:
 def test_the_command_from_end_to_end(tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     adapter = tmp_path / "style"
     shutil.copytree(LANGUAGE, adapter)
-    assert main(["merge-lora", str(adapter)]) == 0  # the adapter names the demo checkpoint
+    assert main(["merge-lora", str(adapter)]) == 0  # the adapter names its base
     captured = capfd.readouterr()
     merged = tmp_path / "style-merged"
     assert captured.out == f"{merged}\n"
@@ -199,7 +199,7 @@ def test_a_base_that_is_not_here(tmp_path: Path, capfd: pytest.CaptureFixture[st
     adapter = tmp_path / "style"
     shutil.copytree(LANGUAGE, adapter)
     path = adapter / "adapter_config.json"
-    path.write_text(path.read_text().replace('"demo"', '"Somebody/Nowhere"'))
+    path.write_text(path.read_text().replace('"qvl/tiny"', '"Somebody/Nowhere"'))
     assert main(["merge-lora", str(adapter)]) == 1
     err = capfd.readouterr().err
     assert "Somebody/Nowhere, which the adapter in" in err and "is not on this machine; --base NAME|DIR" in err

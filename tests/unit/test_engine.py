@@ -169,39 +169,20 @@ def test_models_of_other_tools_are_found(
     assert locations.find("Qwen/Qwen2-VL-2B") == folder
 
 
-def test_the_demo_checkpoint_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QVL_HOME", str(tmp_path))
-    first = locations.locate("demo")
-    stamp = (first / "config.json").stat().st_mtime_ns
-    assert locations.locate("demo") == first and (first / "config.json").stat().st_mtime_ns == stamp
-    assert [path.name for path in first.parent.iterdir()] == [first.name], "nothing half made is left"
-
-
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json"])
-def test_a_demo_folder_that_was_half_deleted_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    monkeypatch.setenv("QVL_HOME", str(tmp_path))
-    folder = locations.locate("demo")
-    (folder / missing).unlink()
-    assert locations.locate("demo") == folder and (folder / missing).is_file()
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
-
-
 def test_without_any_home_folder_the_message_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless(*_: object) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("QVL_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    for model in ("demo", "Qwen/Qwen2-VL-2B"):
-        with pytest.raises(CheckpointError, match="no home folder to keep models in; set QVL_HOME"):
-            locations.locate(model)
+    with pytest.raises(CheckpointError, match="no home folder to keep models in; set QVL_HOME"):
+        locations.locate("Qwen/Qwen2-VL-2B")
+    assert (locations.locate("demo") / "config.json").is_file()
     with pytest.raises(CheckpointError, match="~nobody-of-that-name/x: the home folder that ~ stands for is not known"):
         locations.find("~nobody-of-that-name/x")
 
 
-@pytest.mark.parametrize("model", ["demo", "Qwen/Qwen2-VL-2B", "x" * 5000])
+@pytest.mark.parametrize("model", ["Qwen/Qwen2-VL-2B", "x" * 5000])
 def test_a_place_that_may_not_be_looked_into_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:

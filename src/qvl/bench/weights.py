@@ -11,12 +11,12 @@ from pathlib import Path
 
 from qvl.bench.records import Watcher
 from qvl.errors import CheckpointError, MemoryLimitError, UsageError
-from qvl.hub.locate import DEMO, find
+from qvl.hub.locate import find
 from qvl.hub.places import qvl_home
 from qvl.hub.random_checkpoint import GENERATOR_VERSION, Dtype, write_checkpoint, write_settings
 from qvl.model.config import ModelConfig
 from qvl.model.foreign import published_foreign
-from qvl.model.shapes import TINY, parameter_shapes, published_config
+from qvl.model.shapes import parameter_shapes, published_config
 
 _GIB = 1024**3
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -24,8 +24,6 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def shape_of(model: str) -> ModelConfig:
     """The shape of a model, which need not be here if it is a published one. Raises CheckpointError, UsageError."""
-    if model == DEMO:
-        return TINY
     if published_foreign(model) is not None:
         raise UsageError(
             f"--random-weights: {model} is quantised, random weights are not; take the original and --quant"

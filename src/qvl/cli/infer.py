@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from qvl.runtime.records import FinishReason, Sampling, Stats
 
 _FALLBACK = "2b"
+_DOWNLOADABLE = ("2b", "7b", "72b")  # when no profile is named, the first of these that is here
 # Keys of a profile that have an option of their own, and that option's field.
 PLACED = {"device": "device", "dtype": "dtype", "quantize": "quant", "cache_dtype": "cache_dtype"}
-_DEMO_WORDS = "its weights are random so far and its words mean nothing"
+_DEMO_WORDS = "it knows simple shapes, numbers and words"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def infer(
 
 def default_profile() -> tuple[str, str | None]:
     """The profile when none is named, and what to tell the user about the choice."""
-    if find(load_profile(_FALLBACK).model) is not None:
-        return _FALLBACK, None
+    for name in _DOWNLOADABLE:
+        if find(load_profile(name).model) is not None:
+            return name, None
     return (
-        "demo",
-        f"no checkpoint of the 2B model is here, so the demo model answers: {_DEMO_WORDS}; 'qvl download 2b' gets it",
+        DEMO,
+        f"nothing is downloaded, so the small demo model answers ({_DEMO_WORDS}); a real one: qvl download 2b",
     )
 
 
@@ -105,7 +107,7 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
     if name is None:
         name, note = default_profile()
     else:
-        note = f"the demo model answers: {_DEMO_WORDS}" if name == DEMO and not model else None
+        note = None
     profile = load_profile(name, options.settings)
     if profile.command != "infer":
         other = _profile_of(profile.model)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qvl.doctor.records import Fit, Verdict
 from qvl.doctor.subjects import Subject
-from qvl.hub.locate import DEMO, find
+from qvl.hub.locate import find
 from qvl.model.foreign import published_foreign
 from qvl.model.quantization import WIDTHS, Quantization, chosen_quantization, foreign_quantization
 from qvl.processing.prompt import Prompt
@@ -32,7 +32,7 @@ class Room:
 
 def quantization_of(subject: Subject, device: str, dtype: str) -> Quantization | None:
     """What a run would quantise its weights to. Raises UsageError, DeviceError for what it would refuse."""
-    folder = None if subject.model == DEMO else find(subject.model)
+    folder = find(subject.model)
     foreign = published_foreign(subject.model) if folder is None else None
     if foreign is not None:
         return foreign_quantization(foreign, subject.quantize, subject.model, device)

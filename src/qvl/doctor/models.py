@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from qvl.doctor.records import Model, Store
 from qvl.errors import QvlError
-from qvl.hub.locate import DEMO, find, locate
+from qvl.hub.locate import find, locate
 from qvl.hub.places import store_folder
 from qvl.hub.store import list_models
 from qvl.model.checkpoint import Layout, find_pickle, find_shards, list_tensors
@@ -69,8 +68,6 @@ def _names(folder: Path) -> set[str]:
 
 def unusable(profile: Profile) -> str:
     """Why the model of a profile could not be opened; nothing where it could."""
-    if profile.model == DEMO:
-        return _not_writable()
     try:
         # Which raises for a model that is not here. One that is here it would note as used.
         folder = find(profile.model) or locate(profile.model)
@@ -87,15 +84,6 @@ def unusable(profile: Profile) -> str:
         return str(error)
     except ImportError as error:
         return f"{profile.model}: its files cannot be read here ({error})"
-    return ""
-
-
-def _not_writable() -> str:
-    """Why the demo model could not be made when it is needed."""
-    kept = store()
-    there = _existing(Path(kept.folder)) if kept.folder else None
-    if there is None or not os.access(there, os.W_OK | os.X_OK):
-        return kept.error or f"{kept.folder}: cannot be written, so the demo model cannot be made; set QVL_HOME"
     return ""
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from qvl.errors import QvlError
-from qvl.hub.locate import DEMO, find
+from qvl.hub.locate import find
 from qvl.hub.names import full_name
 from qvl.model.config import ModelConfig
 from qvl.model.foreign import foreign_of, published_foreign
 from qvl.model.quantization import stored_quantization
-from qvl.model.shapes import TINY, published_config
+from qvl.model.shapes import published_config
 from qvl.processing.prompt import Vision
 from qvl.profile import Profile, list_profiles, load_profile
 
@@ -82,8 +82,6 @@ def subject_of(profile: Profile, *, asked: bool = False) -> Subject:
 
 def config_of(model: str) -> ModelConfig:
     """A model's shape: from its folder when it is here, else as published. Raises CheckpointError."""
-    if model == DEMO:
-        return TINY
     folder = find(model)
     if folder is not None:
         return ModelConfig.from_folder(folder)
@@ -95,7 +93,7 @@ def config_of(model: str) -> ModelConfig:
 
 def is_quantised(model: str) -> bool:
     """Whether a model's weights are stored quantised, by its folder or its published name."""
-    folder = None if model == DEMO else find(model)
+    folder = find(model)
     if folder is None:
         return published_foreign(model) is not None
     return foreign_of(folder) is not None or stored_quantization(folder) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qvl.errors import CheckpointError, UsageError
-from qvl.hub.locate import DEMO, find, locate
+from qvl.hub.locate import find, locate
 from qvl.model.adapter_config import AdapterConfig, AdapterRequest
 
 
@@ -26,6 +26,6 @@ def base_name(request: str) -> str:
 def locate_base(adapter: Path) -> Path:
     """The folder of the model that an adapter belongs to. Raises QvlError."""
     name = base_name(f"adapter={adapter}")
-    if name != DEMO and find(name) is None:
+    if find(name) is None:
         raise CheckpointError(f"{name}, which the adapter in {adapter} names as its base, is not on this machine")
     return locate(name)

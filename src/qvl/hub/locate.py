@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from qvl.errors import CheckpointError
 from qvl.hub import manifest
 from qvl.hub.lock import BusyError, Lock, download_lock, held_by, read_lock, shared
-from qvl.hub.places import expanded, is_hub_id, places, qvl_home, store_folder
+from qvl.hub.places import expanded, is_hub_id, places, store_folder
 from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"
+_DEMO_FOLDER = Path(__file__).with_name("demo_model")  # comes with the package
 # What this process has loaded, with the lock that keeps it in place.
 _leases: dict[Path, Lock | None] = {}
-_DEMO_FILES = (
-    *("config.json", "model.safetensors", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-)
 
 
 def find(model: str | Path) -> Path | None:
@@ -29,6 +23,8 @@ def find(model: str | Path) -> Path | None:
 
     Raises CheckpointError for a place that may not be looked into.
     """
+    if str(model) == DEMO:
+        return _DEMO_FOLDER
     try:
         folder = expanded(model)
         if folder.is_dir():
@@ -43,13 +39,11 @@ def find(model: str | Path) -> Path | None:
 
 
 def locate(model: str | Path) -> Path:
-    """Like `find`, but makes the demo checkpoint when it is asked for and not yet there.
+    """Like `find`, and an error where that has nothing.
 
     The folder of a model that qvl has downloaded is kept from being removed until the process ends.
     Raises CheckpointError that says what to do.
     """
-    if str(model) == DEMO:
-        return _demo()
     found = find(model)
     if found is not None:
         _lease(found)
@@ -99,35 +93,3 @@ def _missing(model: str) -> str:
 def _unreadable(error: OSError | ValueError, place: str) -> CheckpointError:
     why = error.strerror or error if isinstance(error, OSError) else error
     return CheckpointError(f"{getattr(error, 'filename', None) or place}: cannot be read ({why})")
-
-
-def _demo() -> Path:
-    """The checkpoint behind the demo profile: random weights, made once. Its words mean nothing."""
-    # Only here, since the vocabulary it makes pulls in the tokenizers library.
-    from qvl.hub.random_checkpoint import GENERATOR_VERSION, TINY, write_checkpoint
-
-    folder = qvl_home() / "models" / f"{DEMO}-random-{GENERATOR_VERSION}"
-    try:
-        if _whole(folder):
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise CheckpointError(f"{folder.parent}: cannot be written ({error.strerror}); set QVL_HOME") from None
-    try:
-        (partial / "new").mkdir()
-        write_checkpoint(partial / "new", TINY, seed=0)
-        if not _whole(folder) and os.path.lexists(folder):  # half of it was deleted
-            folder.replace(partial / "old")
-        (partial / "new").replace(folder)
-    except OSError as error:
-        if not _whole(folder):  # else another process was quicker, which is as good
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error}); set QVL_HOME") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _whole(folder: Path) -> bool:
-    """Whether nothing of a checkpoint that `_demo` made is missing."""
-    return all((folder / name).is_file() for name in _DEMO_FILES)

@@ -60,7 +60,7 @@ def short_name(model: str) -> str:
 def _of_profile(name: str) -> Named:
     profile = load_profile(name)
     if profile.model == _DEMO:
-        raise UsageError(f"profile '{name}' makes its model by itself; there is nothing to download")
+        raise UsageError(f"profile '{name}' has the model that comes with qvl; there is nothing to download")
     if not is_hub_id(profile.model) or Path(profile.model).expanduser().is_dir():
         raise UsageError(f"profile '{name}' takes its model from the folder {profile.model}")
     return Named(profile.model, profile.source)

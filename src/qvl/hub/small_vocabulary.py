@@ -51,14 +51,18 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+Merges = tuple[str, ...]
+
+
 @lru_cache(maxsize=1)
-def _merges() -> tuple[str, ...]:
+def small_merges() -> Merges:
+    """The merges that come with qvl, each "left right", the first ones first."""
     return tuple(MERGES_FILE.read_text(encoding="utf-8").splitlines())
 
 
 def vocabulary_size() -> int:
     """How many ordinary tokens there are: the bytes and one for each merge. Special tokens come behind them."""
-    return 256 + len(_merges())
+    return 256 + len(small_merges())
 
 
 def first_special_id(config: ModelConfig) -> int:
@@ -73,12 +77,14 @@ def first_special_id(config: ModelConfig) -> int:
     return first
 
 
-def vocabulary(size: int) -> dict[str, int]:
+def vocabulary(size: int, merges: Merges | None = None) -> dict[str, int]:
     """Token to id. Beyond the real tokens the ids up to `size` get filler words, which text is never encoded to.
 
     Fillers let a random model with the published 151 936 rows decode whatever it samples.
     """
-    tokens = list(byte_alphabet()) + [merge.replace(" ", "") for merge in _merges()]
+    tokens = list(byte_alphabet()) + [
+        merge.replace(" ", "") for merge in (small_merges() if merges is None else merges)
+    ]
     # "~" never follows the space mark in a merge, so a filler cannot be the name of a real token.
     tokens += [f"Ġ~{number}" for number in range(size - len(tokens))]
     ids = {token: number for number, token in enumerate(tokens)}
@@ -87,10 +93,11 @@ def vocabulary(size: int) -> dict[str, int]:
     return ids
 
 
-def build_tokenizer(first_special: int) -> Tokenizer:
+def build_tokenizer(first_special: int, merges: Merges | None = None) -> Tokenizer:
     """The tokenizer with its special tokens from `first_special` on."""
-    merges = [(left, right) for left, right in (merge.split(" ") for merge in _merges())]
-    tokenizer = Tokenizer(BPE(vocab=vocabulary(first_special), merges=merges))
+    merges = small_merges() if merges is None else merges
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    tokenizer = Tokenizer(BPE(vocab=vocabulary(first_special, merges), merges=pairs))
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -102,12 +109,13 @@ def build_tokenizer(first_special: int) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path, config: ModelConfig) -> None:
+def write_tokenizer(folder: Path, config: ModelConfig, merges: Merges | None = None) -> None:
     """Write tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.json."""
     first = first_special_id(config)
-    build_tokenizer(first).save(str(folder / "tokenizer.json"))
-    write_json(folder / "vocab.json", vocabulary(first), indent=None)
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(_merges()) + "\n", encoding="utf-8")
+    merges = small_merges() if merges is None else merges
+    build_tokenizer(first, merges).save(str(folder / "tokenizer.json"))
+    write_json(folder / "vocab.json", vocabulary(first, merges), indent=None)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     added: dict[str, Any] = {
         str(first + offset): {
             "content": token,
@@ -139,15 +147,15 @@ def write_tokenizer(folder: Path, config: ModelConfig) -> None:
     write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
 
 
-def write_processor(folder: Path, config: ModelConfig) -> None:
-    """Write preprocessor_config.json, with the limits the published checkpoints have."""
+def write_processor(folder: Path, config: ModelConfig, *, tokens: tuple[int, int] = (4, 16384)) -> None:
+    """Write preprocessor_config.json. tokens: the least and most of a picture, by default as published."""
     vision = config.vision_config
     factor = vision.patch_size * vision.spatial_merge_size
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
-        "min_pixels": 4 * factor**2,
-        "max_pixels": 16384 * factor**2,
+        "min_pixels": tokens[0] * factor**2,
+        "max_pixels": tokens[1] * factor**2,
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,

@@ -69,7 +69,7 @@ def test_the_memory_check_can_be_left_out(run: Run, script: Script) -> None:
     ("arguments", "words"),
     [
         (["FOLDER", "-p", "x"], "give it as --video"),
-        (["PICTURE", "-p", "x", "--profile", "nope"], "no profile 'nope'; there are demo, 2b"),
+        (["PICTURE", "-p", "x", "--profile", "nope"], "no profile 'nope'; there are demo, demo-train, 2b"),
         (["PICTURE", "-p", "x", "--set", "max_pixel=3"], "did you mean 'max_pixels'?"),
         (["PICTURE", "-p", "x", "--set", "max_pixels"], "expected key=value"),
         (["PICTURE", "-p", "x", "--set", "max_pixels=abc"], "max_pixels is 'abc'"),

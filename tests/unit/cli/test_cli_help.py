@@ -25,7 +25,7 @@ def test_profiles_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert qvl.cli.main(["profiles"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert [line.split()[0] for line in out.splitlines()[:4]] == ["NAME", "demo", "2b", "2b-base"]
+    assert [line.split()[0] for line in out.splitlines()[:4]] == ["NAME", "demo", "demo-train", "2b"]
     assert qvl.cli.main(["profiles", "7b"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["model"], shown["generation"]["stop"]) == ("Qwen/Qwen2-VL-7B-Instruct", [])

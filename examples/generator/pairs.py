@@ -1,0 +1,84 @@
+"""Two pictures and what tells them apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from examples.generator.drawing import SHAPES
+from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground, shade, shapes_scene
+from examples.generator.turns import Turn, a, pick, worded
+
+
+def pair(rng: np.random.Generator) -> tuple[tuple[Scene, Scene], list[Turn]]:
+    """Two scenes and questions about both: half the time two of their own, else one that was changed."""
+    size = picture_size(rng) if rng.random() < 0.7 else None
+    first = shapes_scene(rng, size, most=4)
+    if rng.random() < 0.5:
+        second = shapes_scene(rng, size, most=4)
+        turns = [_more(rng, first, second), _which(rng, first, second)]
+        return (first, second), [turn for turn in turns if turn]
+    first, second, answer = _changed(rng, first)
+    question = worded(
+        rng,
+        (
+            "What is the difference between the two pictures?",
+            "What is different?",
+            "Compare the two pictures.",
+            "What changed from the first picture to the second?",
+        ),
+    )
+    turns = [Turn("compare", question, answer)]
+    extra = _more(rng, first, second) if rng.random() < 0.5 else None
+    return (first, second), [*turns, *([extra] if extra else [])]
+
+
+def _more(rng: np.random.Generator, first: Scene, second: Scene) -> Turn:
+    question = worded(
+        rng, ("Which picture has more shapes?", "In which picture are more shapes?", "Which picture shows more shapes?")
+    )
+    counts = len(first.things), len(second.things)
+    if counts[0] == counts[1]:
+        answer = f"Both have {counts[0]}."
+    else:
+        larger = "first" if counts[0] > counts[1] else "second"
+        answer = f"The {larger} picture: {counts[0]} against {counts[1]}."
+    return Turn("compare", question, answer)
+
+
+def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None:
+    """In which of the two something is."""
+    names = sorted({thing.name for thing in first.things} ^ {thing.name for thing in second.things})
+    if not names:
+        return None
+    name = pick(rng, names)
+    question = worded(
+        rng, ("Which picture shows {name}?", "In which picture is {name}?", "Which picture has {name}?"), name=a(name)
+    )
+    where = "first" if first.named(name) else "second"
+    return Turn("compare", question, f"The {where} picture.")
+
+
+def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]:
+    """The scene before and after one change, or none, and what to say of it."""
+    things = list(scene.things)
+    number = int(rng.integers(len(things)))
+    thing = things[number]
+    manner = rng.integers(5)
+    if manner == 0:
+        colour = pick(rng, [name for name in COLOURS if name != thing.colour])
+        things[number] = replace(thing, colour=colour, rgb=shade(rng, COLOURS[colour]))
+        answer = f"The {thing.name} has become {colour}."
+    elif manner == 1:
+        kind = pick(rng, [name for name in SHAPES if name != thing.kind])
+        things[number] = replace(thing, kind=kind)
+        answer = f"The {thing.name} has become {a(kind)}."
+    elif manner in (2, 3) and len(things) > 1:
+        del things[number]
+        answer = f"The {thing.name} is gone." if manner == 2 else f"There is a new shape: {a(thing.name)}."
+    else:
+        answer = "The two pictures show the same."
+    ground = plain_ground(rng, scene.width, scene.height) if rng.random() < 0.3 else scene.ground
+    other = replace(scene, things=tuple(things), ground=ground)
+    return (other, scene, answer) if manner == 3 else (scene, other, answer)

@@ -1,0 +1,99 @@
+"""A sample: pictures or a clip, and a conversation about them. Its split and number say all about it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from examples.generator.beyond import beyond, greeting
+from examples.generator.clips import Clip, clip
+from examples.generator.pairs import pair
+from examples.generator.questions import ASKS, EASY_ASKS, TAUGHT_ASKS, Ask, describe, in_detail
+from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
+from examples.generator.turns import Turn
+from examples.generator.words import read, text_colour, text_described, text_picture
+
+ONE, FEW, TRAIN = "one", "few", "train"
+TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """images lie before the first question. clip: in their stead."""
+
+    images: tuple[Image.Image, ...]
+    clip: Clip | None
+    turns: tuple[Turn, ...]
+
+
+def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
+    """Sample `number` of a split. turns: at most so many questions about one picture.
+
+    Two splits are easier than the others, to begin with: "one" has mostly one thing in a picture or one letter, "few"
+    has up to three. Neither asks for boxes, which are noise to a model that sees nothing yet. "train" has more texts
+    and asks more often for all that is there than those by which the model is judged, since that teaches most.
+    """
+    rng = np.random.default_rng([zlib.crc32(split.encode()), number])
+    kind = rng.random()
+    if split == ONE:
+        if kind < 0.9:
+            return _about_scene(rng, shapes_scene(rng, most=1 if kind < 0.65 else 2), turns, EASY_ASKS)
+        return _about_text(rng, 1, longest=1)
+    if split == FEW:
+        if kind < 0.36:
+            return _about_scene(rng, shapes_scene(rng, most=2), turns, EASY_ASKS)
+        if kind < 0.68:
+            return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
+        return _about_text(rng, 1, longest=3)
+    scenes, outdoors, texts, pairs = (0.40, 0.48, 0.74, 0.86) if split == TRAIN else (0.42, 0.50, 0.72, 0.85)
+    asks = TAUGHT_ASKS if split == TRAIN else ASKS
+    if kind < scenes:
+        return _about_scene(rng, shapes_scene(rng), turns, asks)
+    if kind < outdoors:
+        return _about_scene(rng, outdoor_scene(rng), turns, asks)
+    if kind < texts:
+        return _about_text(rng, turns)
+    if kind < pairs:
+        (first, second), asked = pair(rng)
+        return Sample((first.draw(), second.draw()), None, tuple(asked[:turns]))
+    if kind < 0.97:
+        moving = clip(rng)
+        return Sample((), moving, _some(rng, list(moving.turns), min(2, turns)))
+    return Sample((), None, (beyond(rng) if rng.random() < 0.6 else greeting(rng),))
+
+
+def _about_scene(
+    rng: np.random.Generator, scene: Scene, turns: int, asks: tuple[tuple[Ask, float], ...] = ASKS
+) -> Sample:
+    weights = np.asarray([weight for _, weight in asks])
+    # Some are drawn twice: two boxes or two counts in one conversation are as likely as two kinds of question.
+    asked: list[Turn] = []
+    for index in rng.choice(len(asks), size=5 * TURNS, p=weights / weights.sum()):
+        turn = asks[index][0](rng, scene)
+        if turn is not None and all(turn.answer != other.answer for other in asked):
+            asked.append(turn)
+        if len(asked) == turns:
+            break
+    if not asked and (turn := describe(rng, scene)) is not None:
+        asked.append(turn)
+    if rng.random() < 0.06:
+        asked[-1:] = [beyond(rng)]
+    return Sample((scene.draw(),), None, tuple(asked))
+
+
+def _about_text(rng: np.random.Generator, turns: int, longest: int | None = None) -> Sample:
+    made = text_picture(rng, longest)
+    asked = [
+        read(rng, made.text),
+        text_described(rng, made.text, made.colour),
+        text_colour(rng, made.text, made.colour),
+    ]
+    return Sample((made.image,), None, _some(rng, asked, min(2, turns)))
+
+
+def _some(rng: np.random.Generator, turns: list[Turn], count: int) -> tuple[Turn, ...]:
+    order = rng.permutation(len(turns))[:count]
+    return tuple(turns[int(index)] for index in order)

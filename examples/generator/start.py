@@ -1,0 +1,191 @@
+"""`python -m examples.generator.start FOLDER`: the demo model before it has learnt, with its vocabulary."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from examples.generator.samples import sample
+from qvl.hub.random_checkpoint import TINY, parameter_shapes
+from qvl.hub.small_vocabulary import SPLIT_PATTERN, write_processor, write_tokenizer
+from qvl.model.checkpoint_writer import write_json, write_weights
+from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
+from qvl.ops.rotary import inverse_frequencies, mrope_axes
+
+_WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
+# 3.1 million parameters, about as many as an hour and a half of training on two cores can make use of.
+DEMO = replace(
+    TINY,
+    hidden_size=192,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    intermediate_size=512,
+    vocab_size=1024,
+    rope_theta=30.0,
+    mrope_section=(1, 6, 9),
+    max_position_embeddings=4096,
+    torch_dtype="bfloat16",
+    vision_config=VisionConfig(depth=4, embed_dim=128, hidden_size=192, num_heads=4),
+)
+# Root mean square of what enters the layers. What they add has to begin no larger, or a word is lost among the sums of
+# all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
+STREAM = 0.07
+_STRENGTHS = (0.0, 4.5, 10.0)  # of the frequencies of time, rows and columns, the last of which turn slowest
+TOKENS = (25, 42)  # of a picture: all are brought to about the same size, whatever they come in
+
+
+def learn_merges(samples: int = 4000) -> tuple[str, ...]:
+    """The merges of a byte-level BPE over what is said in the first samples.
+
+    Texts to be read are left out, so that they stay single letters, which are what can be seen.
+    """
+
+    def lines() -> Iterator[str]:
+        for number in range(samples):
+            for turn in sample("vocabulary", number).turns:
+                yield turn.question
+                yield re.sub(r'"[^"]*"|<\|[^|]*\|>|\([^)]*\)', " ", turn.answer)
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=_WORDS, initial_alphabet=alphabet, min_frequency=8, show_progress=False)
+    tokenizer.train_from_iterator(lines(), trainer)
+    path = tokenizer.model
+    return _merges_of(path)
+
+
+def _merges_of(model: BPE) -> tuple[str, ...]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        text = (Path(folder) / "merges.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None:
+    """Write the whole folder: small normal weights, the usual start of a transformer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")
+    if first < _WORDS - 12:
+        raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
+    shapes = parameter_shapes(config)
+    heads = attention_biases(config)
+
+    def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
+        shape = shapes[name]
+        rng = np.random.default_rng([seed, sum(name.encode()), len(name), *name.encode()])
+        if name in heads:
+            return [heads[name]]
+        if len(shape) == 1:
+            value = 0.0 if name.endswith("bias") else 1.0
+            return [np.full(shape, value, np.float32)]
+        if "patch_embed" in name:
+            return [patch_filters(shape)]
+        std = 1 / np.sqrt(np.prod(shape[1:]))
+        if "embed_tokens" in name:
+            std = STREAM
+        elif name.endswith(("attn.proj.weight", "fc2.weight")):
+            std *= 0.5
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")):
+            std *= STREAM
+        elif name.endswith(("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")):
+            std *= 0.25  # what stands there does not drown where it stands
+        return [rng.normal(0, std, shape).astype(np.float32)]
+
+    write_weights(folder, shapes, config.torch_dtype, produce, metadata_format="pt", shard_bytes=None)
+    write_json(folder / "config.json", config.to_dict())
+    ends = [first + SPECIAL_TOKENS.index("<|im_end|>"), first]
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": first, "do_sample": False})
+    write_processor(folder, config, tokens=TOKENS)
+    write_tokenizer(folder, config, learn_merges())
+
+
+def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """Biases of queries and keys with which some heads look at a fixed distance from the start, by parameter name.
+
+    Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
+    first layers of the tower see as a convolution does, each head one neighbour. Three heads of the language model's
+    first layer see the last three words, the first step to repeating one. Two tell rows and columns of a picture apart:
+    the token of row h looks at the word 7 - h before the picture, another one in each row, and so with columns. All of
+    it can be unlearnt.
+    """
+    made = {}
+    vision = config.vision_config
+    width, dim = vision.embed_dim, vision.embed_dim // vision.num_heads
+    angles = inverse_frequencies(dim // 2, 10_000.0)
+    for layer, (reach, strength) in enumerate(((1, 4.7), (2, 3.5))):
+        bias = np.zeros((3, vision.num_heads, dim), np.float32)
+        for head, (down, right) in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):
+            turns = np.concatenate([down * reach * angles, right * reach * angles])
+            scale = np.tile(
+                np.where(np.arange(dim // 4) < 2, strength, 0.0), 2
+            )  # the frequencies that differ on a grid
+            bias[0, head] = np.concatenate([scale * np.cos(turns), scale * np.sin(turns)])
+            bias[1, head] = np.concatenate([scale, np.zeros_like(scale)])
+        made[f"visual.blocks.{layer}.attn.qkv.bias"] = bias.reshape(3 * width)
+    dim, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
+    angles = inverse_frequencies(dim, config.rope_theta)
+    axes = mrope_axes(config.mrope_section)
+    scale = np.choose(axes, _STRENGTHS)
+    queries = np.zeros((config.num_attention_heads, dim), np.float32)
+    keys = np.zeros((config.num_key_value_heads, dim), np.float32)
+    near = np.arange(dim // 2) < dim // 4
+    keys[0] = np.concatenate([np.where(near, 4.2, 0.0), np.zeros(dim // 2)])
+    keys[1] = np.concatenate([scale, np.zeros(dim // 2)])
+    looks = [(0, -back, np.where(near, 4.2, 0.0)) for back in (1, 2, 3)]
+    looks += [(1, -7, np.where(axes == 1, scale, 0.0)), (1, -10, np.where(axes == 2, scale, 0.0))]
+    for number, (kv_head, distance, strength) in enumerate(looks):
+        turns = distance * angles
+        queries[kv_head * group + number % group] = np.concatenate([strength * np.cos(turns), strength * np.sin(turns)])
+    made["model.layers.0.self_attn.q_proj.bias"] = queries.reshape(-1)
+    made["model.layers.0.self_attn.k_proj.bias"] = keys.reshape(-1)
+    return made
+
+
+def patch_filters(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Cosines of low frequency over a patch, in brightness and two colour contrasts: float32 of `shape`.
+
+    shape: [filters, colours, frames, height, width]. What an eye, or a trained first layer, begins with; learning them
+    from noise would take longer than all the rest. One filter in eight tells the two frames of a clip apart.
+    """
+    filters, _, frames, height, width = shape
+    colours = np.asarray([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]], np.float64)
+    colours /= np.linalg.norm(colours, axis=1, keepdims=True)
+    waves = sorted(((u, v) for u in range(8) for v in range(8)), key=lambda wave: (wave[0] ** 2 + wave[1] ** 2, wave))
+    made = []
+    for kind, count in (("still", filters - filters // 8), ("moving", filters // 8)):
+        over_time = np.ones(frames) if kind == "still" else np.linspace(-1, 1, frames)
+        for number in range(count):
+            (u, v), colour = waves[number // 3], colours[number % 3]
+            rows = np.cos(np.pi * u * (np.arange(height) + 0.5) / height)
+            columns = np.cos(np.pi * v * (np.arange(width) + 0.5) / width)
+            wave = np.einsum("c,t,h,w->cthw", colour, over_time, rows, columns)
+            # The mean of a patch is many times stronger than its edges.
+            made.append(wave / np.linalg.norm(wave) / (20 if (u, v) == (0, 0) else 6))
+    return np.asarray(made, np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.generator.start", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write_start(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the demo model learns from: the same each time, true to the pictures, and judged as a reader would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.generator.__main__ import record
+from examples.generator.curve import means
+from examples.generator.drawing import Box
+from examples.generator.evaluate import SPLIT, iou, is_right
+from examples.generator.samples import FEW, ONE, TRAIN, sample
+from examples.generator.tower import COLOUR_NAMES, KINDS, Piece, batch, labels, shares
+from examples.generator.turns import Turn
+from examples.generator.words import text_picture
+from qvl.processing.image import ImageOptions
+
+OPTIONS = ImageOptions(min_pixels=19600, max_pixels=32928)
+
+
+@pytest.mark.parametrize("split", [ONE, FEW, TRAIN, SPLIT])
+def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
+    for number in range(12):
+        first, again = sample(split, number), sample(split, number)
+        assert first.turns == again.turns and len(first.turns) in (1, 2, 3)
+        assert [image.tobytes() for image in first.images] == [image.tobytes() for image in again.images]
+        clip = [] if first.clip is None else ["clip.mp4"]
+        said = record(first, ["a.png"] * len(first.images), clip)
+        marks = said["messages"][0]["content"].count("<image>"), said["messages"][0]["content"].count("<video>")
+        assert marks == (len(first.images), len(clip))
+
+
+def test_splits_share_no_sample() -> None:
+    said = {split: [sample(split, number).turns for number in range(20)] for split in (ONE, FEW, TRAIN, SPLIT)}
+    assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW] + said[ONE]]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((100, 200, 300, 400), 1.0),
+        ((200, 200, 400, 400), 1 / 3),
+        ((500, 500, 600, 600), 0.0),
+        ((300, 400, 100, 200), 0.0),
+    ],
+)
+def test_boxes_are_measured_by_what_they_share(bounds: tuple[int, int, int, int], expected: float) -> None:
+    assert iou(bounds, Box(20, 80, 60, 160), (200, 400)) == pytest.approx(expected)
+
+
+def test_an_answer_is_right_by_what_it_says() -> None:
+    scene = Turn("detail", "", "The picture shows a red circle at the top and a small blue star on the left.")
+    assert is_right(scene, "The picture shows a small blue star at the bottom and a red circle in the middle.")
+    assert not is_right(scene, "The picture shows a red circle at the top and a small green star on the left.")
+    assert not is_right(scene, "The picture shows a red circle at the top.")
+    assert is_right(Turn("count", "", "There are 3 stars."), "There are 3 stars.\n")
+    assert not is_right(Turn("count", "", "There are 3 stars."), "There are 2 stars.")
+    marks = "<|object_ref_start|>the {}<|object_ref_end|><|box_start|>({},200),(300,400)<|box_end|>"
+    box = Turn("box", "", marks.format("star", 100), (Box(20, 80, 60, 160),))
+    size = (200, 400)
+    assert is_right(box, marks.format("star", 120), size)
+    assert not is_right(box, marks.format("star", 200), size)
+    assert not is_right(box, marks.format("circle", 100), size)
+    assert not is_right(box, "There is no star.", size)
+
+
+def test_a_text_tells_where_its_characters_are() -> None:
+    for number in range(20):
+        made = text_picture(np.random.default_rng(number))
+        assert len(made.boxes) == len(made.text)
+        ends = [edge for box in made.boxes for edge in (box.left, box.right)]
+        assert ends == sorted(ends) and ends[-1] <= 1.03 * made.image.width
+        pixels = np.asarray(made.image.convert("L"), np.float32)
+        for box, character in zip(made.boxes, made.text, strict=True):
+            # Whatever the colours are: there is ink in the middle rows of a character, unless it is an I beside them.
+            part = pixels[round(box.top) : round(box.bottom), max(0, round(box.left)) : round(box.right)]
+            assert np.ptp(part) > 25, character
+
+
+def test_patches_are_told_what_lies_at_their_centres() -> None:
+    """Four rows of six patches, two by two; a square on the four in the middle of the left half."""
+    piece = Piece("square", "blue", Box(14, 14, 42, 42), True)
+    kinds, colours, edges, has_edges = labels([piece], (84, 56), (1, 4, 6))
+    inside = {(row, column) for row in (1, 2) for column in (1, 2)}
+    order = [(2 * r + i, 2 * c + j) for r in range(2) for c in range(3) for i in range(2) for j in range(2)]
+    wanted = [place in inside for place in order]
+    assert [KINDS[kind] == "square" for kind in kinds] == wanted
+    assert [COLOUR_NAMES[colour] == "blue" for colour in colours] == wanted
+    assert has_edges[:, 0].tolist() == [float(is_in) for is_in in wanted]
+    first = order.index((1, 1))
+    np.testing.assert_allclose(edges[first] * [84, 56, 84, 56], [-7, -7, 21, 21], atol=1e-5)
+    np.testing.assert_allclose(shares([piece], (84, 56), (1, 4, 6)), [[0.25, 0.25, 0, 0.25, 0.25, 0]])
+
+
+def test_batches_of_the_tower_fit_together() -> None:
+    made = batch(OPTIONS, 3, size=4)
+    patches = sum(rows * columns for _, rows, columns in made.grids)
+    assert made.patches.shape == (patches, 1176) and made.kinds.shape == made.colours.shape == (patches,)
+    assert made.shares.shape == (len(made.pieces), patches // 4)
+    np.testing.assert_allclose(made.shares.sum(axis=1), 1, rtol=1e-5)
+    assert set(made.kinds) - {0} <= set(made.pieces)
+    np.testing.assert_array_equal(batch(OPTIONS, 3, size=4).patches, made.patches)
+
+
+def test_a_curve_takes_a_repeated_update_once(tmp_path: Path) -> None:
+    steps = [(1, 4.0, 10), (2, 9.0, 10), (2, 2.0, 30), (3, 1.0, 10)]
+    lines = [json.dumps({"step": step, "loss": loss, "supervised_tokens": n}) for step, loss, n in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert means(tmp_path, over=2) == [(2, 2.5), (3, 1.0)]
