@@ -1,7 +1,7 @@
 """Writes a complete Qwen2-VL checkpoint folder of any shape with random weights, without Paddle.
 
-Tests use a tiny one, benchmarks the full 2B shape. Every tensor is drawn from its own generator, seeded
-by the seed and its name, and streamed to disk, so neither the order nor the size of the model matters.
+Tests use a tiny one, benchmarks the full 2B shape. Every tensor is drawn from its own generator, seeded by the seed
+and its name, and streamed to disk, so neither the order nor the size of the model matters.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["hf", "paddle"]
 ConfigForm = Literal["flat", "nested"]
 
+GENERATOR_VERSION = 1  # raised when the same config and seed come to mean other weights or another vocabulary
 _METADATA = {"hf": "pt", "paddle": "np"}
 _BLOCK_NUMBERS = 1 << 20  # drawn and written at once: 4 MB, which stays in the cache
 
