@@ -102,7 +102,7 @@ def test_random_weights_of_a_shape_beside_a_peer(bench: Run, fake_python: Path, 
     assert record["turns"] in ("kept", "restarted")
     same = [one == other for one, other in zip(ours["details"]["token_ids"], [7] * 4, strict=True)]
     assert record["comparison"]["equal_tokens"] == sum(same) and record["comparison"]["compared_tokens"] == 4
-    assert "the prompts differ: 15 and 44 tokens" in record["remarks"]
+    assert "the prompts differ: 44 and 90 tokens" in record["remarks"]
     rows = by_measure(record, "transformers")
     assert rows["first_token", None, None]["samples"] == [2.0, 2.0]
     assert rows["decode", 8, 1]["samples"] == [1.5, 1.5]

@@ -246,7 +246,7 @@ def test_the_demo_profile_needs_nothing_but_the_package(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qvl.cli", "infer", PICTURE, "-p", "Hi", "--max-new-tokens", "3"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=tmp_path)
     assert run.returncode == 0 and run.stdout.strip()
-    assert run.stderr.count("\n") == 1 and "demo model" in run.stderr and "mean nothing" in run.stderr
+    assert run.stderr.count("\n") == 1 and "demo model" in run.stderr and "qvl download 2b" in run.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a shell and /dev/full")

@@ -9,7 +9,7 @@ import pytest
 from qvl.errors import UsageError
 from qvl.profile import list_profiles, load_profile
 
-TRAINING = ("2b-lora", "2b-full", "7b-lora", "7b-full", "72b-lora")
+TRAINING = ("demo-train", "2b-lora", "2b-full", "7b-lora", "7b-full", "72b-lora")
 SHIPPED = ("demo", "2b", "2b-base", "7b", "7b-base", "72b", "72b-base", *TRAINING)
 # parameters in thousand millions, KV KiB a token: the published shapes.
 SIZES = {"2b": (2.209, 28), "7b": (8.291, 56), "72b": (73.41, 320)}

@@ -38,12 +38,12 @@ def test_the_answer_is_the_engines_without_template_or_drafts(
     path = str(tmp_path / "picture.png")
     write_picture((56, 84), Path(path))
     asked = side.check({"path": path, "text_tokens": 12, "new_tokens": 8}, **opened)
-    assert (asked["prompt_tokens"], asked["vision_tokens"]) == (18, 6)
+    assert (asked["prompt_tokens"], asked["vision_tokens"]) == (47, 35)
     found = side.question(path, asked["text"], 8)
     engine = Engine.load("demo", model=tiny_checkpoint, settings=["template=none"])
     message = Message.of("user", Image(path), asked["text"])
     answer = engine.generate([message], Sampling(max_new_tokens=8, ignore_eos=True, speculate="off"))
-    assert found["token_ids"] == list(answer.token_ids) and found["prompt_tokens"] == 18
+    assert found["token_ids"] == list(answer.token_ids) and found["prompt_tokens"] == 47
     again = side.question(path, asked["text"], 8)
     assert again["vision"] > 0 and again["token_ids"] == found["token_ids"]  # nothing was kept from the first time
 
