@@ -3,7 +3,8 @@
 Published models begin with a vision tower that has been trained by itself, and for the same reason: what an answer
 says back to the tower through an untrained language model is mostly noise. Here the features of a thing or a character,
 taken together as an answer would attend to them, are to tell what it is; and each patch of a picture is to tell what it
-belongs to, its colour, and where its edges are. The heads that tell it are thrown away.
+belongs to, its colour, where its edges are in the picture, and where it is itself: a language model finds the place of
+a token by its rotary angles alone, which tell it how to attend and nothing that it could say. The heads that tell it are thrown away.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ COLOUR_NAMES = ("", *COLOURS)
 
 @dataclass(frozen=True)
 class Piece:
-    """Something that patches belong to. edges: whether they are to tell where it ends."""
+    """Something that patches belong to."""
 
     kind: str
     colour: str | None
     box: Box
-    edges: bool
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pictures and what their patches are to tell, in the order of the patches.
 
-    patches: float32 [patches, 1176]. kinds, colours: int64 [patches]. edges: float32 [patches, 4], from the patch to
-    the left, top, right and bottom edge of its thing, in shares of the picture; has_edges: float32 [patches, 1].
-    pieces: int64 [pieces], their kinds. shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
+    patches: float32 [patches, 1176]. kinds, colours: int64 [patches]. edges: float32 [patches, 4], where the left, top,
+    right and bottom edge of its thing are in the picture, from 0 to 1; has_edges: float32 [patches, 1]. centres: float32
+    [patches, 2], where the patch is. pieces: int64 [pieces], their kinds; boxes: float32 [pieces, 4], their edges.
+    shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
     """
 
     patches: npt.NDArray[np.float32]
@@ -60,6 +61,8 @@ class Batch:
     colours: npt.NDArray[np.int64]
     edges: npt.NDArray[np.float32]
     has_edges: npt.NDArray[np.float32]
+    centres: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
     pieces: npt.NDArray[np.int64]
     shares: npt.NDArray[np.float32]
 
@@ -67,25 +70,25 @@ class Batch:
 def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
     """Batch `number`, of pictures that are in no split."""
     rng = np.random.default_rng([*b"tower", number])
-    visions, told, names, tokens = [], [], [], []
+    visions, told, names, tokens, boxes = [], [], [], [], []
     for _ in range(size):
         manner = rng.random()
         if manner < 0.4:
             text = text_picture(rng)
             image = text.image
-            pieces = [
-                Piece(character, text.colour, box, False) for character, box in zip(text.text, text.boxes, strict=True)
-            ]
+            pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
         else:
             scene = shapes_scene(rng) if manner < 0.85 else outdoor_scene(rng)
             image = scene.draw()
-            pieces = [Piece(thing.kind, thing.colour, thing.box, True) for thing in scene.things]
+            pieces = [Piece(thing.kind, thing.colour, thing.box) for thing in scene.things]
         vision = image_vision(Image(image), options)
         visions.append(vision)
         told.append(labels(pieces, image.size, vision.grid_thw))
+        sides = np.asarray([*image.size, *image.size])
+        boxes += [(piece.box.left, piece.box.top, piece.box.right, piece.box.bottom) / sides for piece in pieces]
         names += [KINDS.index(piece.kind) for piece in pieces]
         tokens.append(shares(pieces, image.size, vision.grid_thw))
-    kinds, colours, edges, has_edges = (np.concatenate(part) for part in zip(*told, strict=True))
+    kinds, colours, edges, has_edges, centres = (np.concatenate(part) for part in zip(*told, strict=True))
     patches = np.concatenate([vision.patches for vision in visions])
     together = np.zeros((len(names), len(patches) // 4), np.float32)
     row = column = 0
@@ -93,7 +96,18 @@ def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
         together[row : row + part.shape[0], column : column + part.shape[1]] = part
         row, column = row + part.shape[0], column + part.shape[1]
     grids = tuple(vision.grid_thw for vision in visions)
-    return Batch(patches, grids, kinds, colours, edges, has_edges, np.asarray(names), together)
+    return Batch(
+        patches,
+        grids,
+        kinds,
+        colours,
+        edges,
+        has_edges,
+        centres,
+        np.asarray(boxes, np.float32),
+        np.asarray(names),
+        together,
+    )
 
 
 def batches(options: ImageOptions, count: int, ahead: int = 8) -> Iterator[Batch]:
@@ -115,7 +129,13 @@ def batches(options: ImageOptions, count: int, ahead: int = 8) -> Iterator[Batch
 
 def labels(
     pieces: Sequence[Piece], size: tuple[int, int], grid: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+]:
     """What each patch is to tell: that of the piece at its centre. size: (width, height) of the picture."""
     _, rows, columns = grid
     # Patches come two by two, as the merger takes them.
@@ -132,10 +152,9 @@ def labels(
         inside = (left <= x) & (x < right) & (top <= y) & (y < bottom)
         kinds[inside] = KINDS.index(piece.kind)
         colours[inside] = COLOUR_NAMES.index(piece.colour or "")
-        if piece.edges:
-            edges[inside] = np.stack([left - x, top - y, right - x, bottom - y], axis=1)[inside]
-            has_edges[inside] = 1
-    return kinds, colours, edges, has_edges
+        edges[inside] = left, top, right, bottom
+        has_edges[inside] = 1
+    return kinds, colours, edges, has_edges, np.stack([x, y], axis=1).astype(np.float32)
 
 
 def shares(pieces: Sequence[Piece], size: tuple[int, int], grid: tuple[int, int, int]) -> npt.NDArray[np.float32]:
@@ -196,7 +215,7 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
             mean, things, characters, off = lately / (1 - 0.98**step)
             print(
                 f"{step}/{steps} loss {mean:.3f}; right: things {things:.3f}, characters {characters:.3f}; "
-                f"edges off by {off:.4f}; {time.perf_counter() - begun:.0f} s",
+                f"boxes off by {off:.4f}; {time.perf_counter() - begun:.0f} s",
                 flush=True,
             )
     with paddle.no_grad():

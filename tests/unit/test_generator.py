@@ -82,8 +82,8 @@ def test_a_text_tells_where_its_characters_are() -> None:
 
 def test_patches_are_told_what_lies_at_their_centres() -> None:
     """Four rows of six patches, two by two; a square on the four in the middle of the left half."""
-    piece = Piece("square", "blue", Box(14, 14, 42, 42), True)
-    kinds, colours, edges, has_edges = labels([piece], (84, 56), (1, 4, 6))
+    piece = Piece("square", "blue", Box(14, 14, 42, 42))
+    kinds, colours, edges, has_edges, centres = labels([piece], (84, 56), (1, 4, 6))
     inside = {(row, column) for row in (1, 2) for column in (1, 2)}
     order = [(2 * r + i, 2 * c + j) for r in range(2) for c in range(3) for i in range(2) for j in range(2)]
     wanted = [place in inside for place in order]
@@ -91,7 +91,8 @@ def test_patches_are_told_what_lies_at_their_centres() -> None:
     assert [COLOUR_NAMES[colour] == "blue" for colour in colours] == wanted
     assert has_edges[:, 0].tolist() == [float(is_in) for is_in in wanted]
     first = order.index((1, 1))
-    np.testing.assert_allclose(edges[first] * [84, 56, 84, 56], [-7, -7, 21, 21], atol=1e-5)
+    np.testing.assert_allclose(edges[first] * [84, 56, 84, 56], [14, 14, 42, 42], atol=1e-5)
+    np.testing.assert_allclose(centres[first] * [84, 56], [21, 21], atol=1e-5)
     np.testing.assert_allclose(shares([piece], (84, 56), (1, 4, 6)), [[0.25, 0.25, 0, 0.25, 0.25, 0]])
 
 
