@@ -4,7 +4,8 @@ Published models begin with a vision tower that has been trained by itself, and 
 says back to the tower through an untrained language model is mostly noise. Here the features of a thing or a character,
 taken together as an answer would attend to them, are to tell what it is; and each patch of a picture is to tell what it
 belongs to, its colour, where its edges are in the picture, and where it is itself: a language model finds the place of
-a token by its rotary angles alone, which tell it how to attend and nothing that it could say. The heads that tell it are thrown away.
+a token by its rotary angles alone, which tell it how to attend and nothing that it could say. The heads that tell it
+are thrown away.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Batch:
     """Pictures and what their patches are to tell, in the order of the patches.
 
     patches: float32 [patches, 1176]. kinds, colours: int64 [patches]. edges: float32 [patches, 4], where the left, top,
-    right and bottom edge of its thing are in the picture, from 0 to 1; has_edges: float32 [patches, 1]. centres: float32
-    [patches, 2], where the patch is. pieces: int64 [pieces], their kinds; boxes: float32 [pieces, 4], their edges.
+    right and bottom edge of its thing are in the picture, from 0 to 1; has_edges: float32 [patches, 1]. centres:
+    float32 [patches, 2], where the patch is. pieces: int64 [pieces], their kinds; boxes: float32 [pieces, 4], their edges.
     shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
     """
 
