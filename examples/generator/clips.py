@@ -132,5 +132,5 @@ def _turns(rng: np.random.Generator, hero: Thing, way: str, other_colour: str, o
     if others:
         still = pick(rng, [thing.name for thing in others])
         asked = worded(rng, ("Does the {name} move?", "Is the {name} moving?"), name=still)
-        turns.append(Turn("clip", asked, f"No, the {still} stands still."))
+        turns.append(Turn("clip", asked, f"The {still} stands still, so no."))
     return turns

@@ -39,12 +39,10 @@ def _more(rng: np.random.Generator, first: Scene, second: Scene) -> Turn:
         rng, ("Which picture has more shapes?", "In which picture are more shapes?", "Which picture shows more shapes?")
     )
     counts = len(first.things), len(second.things)
-    if counts[0] == counts[1]:
-        answer = f"Both have {counts[0]}."
-    else:
-        larger = "first" if counts[0] > counts[1] else "second"
-        answer = f"The {larger} picture: {counts[0]} against {counts[1]}."
-    return Turn("compare", question, answer)
+    more = "both have as many"
+    if counts[0] != counts[1]:
+        more = f"the {'first' if counts[0] > counts[1] else 'second'} has more"
+    return Turn("compare", question, f"The first picture has {counts[0]} shapes and the second {counts[1]}, so {more}.")
 
 
 def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None:
@@ -57,7 +55,7 @@ def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None
         rng, ("Which picture shows {name}?", "In which picture is {name}?", "Which picture has {name}?"), name=a(name)
     )
     where = "first" if first.named(name) else "second"
-    return Turn("compare", question, f"The {where} picture.")
+    return Turn("compare", question, f"{a(name).capitalize()} is in the {where} picture.")
 
 
 def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]:

@@ -31,7 +31,7 @@ DEMO = replace(
     num_key_value_heads=2,
     intermediate_size=512,
     vocab_size=1024,
-    rope_theta=30.0,
+    rope_theta=10_000.0,
     mrope_section=(1, 6, 9),
     max_position_embeddings=4096,
     torch_dtype="bfloat16",
@@ -40,7 +40,9 @@ DEMO = replace(
 # Root mean square of what enters the layers. What they add has to begin no larger, or a word is lost among the sums of
 # all others before anything has been learnt, and the model never finds out how to repeat a word of the question.
 STREAM = 0.07
-_STRENGTHS = (0.0, 4.5, 10.0)  # of the frequencies of time, rows and columns, the last of which turn slowest
+_ROWS = 4.5  # strength of the frequencies of rows
+_COPIED = 0.7  # how much of a word a head copies at first
+_ALIKE = 1.7  # how much tokens alike outweigh others at first
 TOKENS = (25, 42)  # of a picture: all are brought to about the same size, whatever they come in
 
 
@@ -85,7 +87,7 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     if first < _WORDS - 12:
         raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
     shapes = parameter_shapes(config)
-    heads = attention_biases(config)
+    heads = attention_biases(config) | attention_weights(config, seed)
 
     def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
         shape = shapes[name]
@@ -121,9 +123,9 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
 
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
     first layers of the tower see as a convolution does, each head one neighbour. Three heads of the language model's
-    first layer see the last three words, the first step to repeating one. Two tell rows and columns of a picture apart:
-    the token of row h looks at the word 7 - h before the picture, another one in each row, and so with columns. All of
-    it can be unlearnt.
+    first layer see the last three words, the first step to repeating one. One tells rows of a picture apart: the token
+    of row h looks at the word 7 - h before the picture, another one in each row; columns turn too slowly for that. All
+    of it can be unlearnt.
     """
     made = {}
     vision = config.vision_config
@@ -142,20 +144,55 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     dim, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     angles = inverse_frequencies(dim, config.rope_theta)
     axes = mrope_axes(config.mrope_section)
-    scale = np.choose(axes, _STRENGTHS)
+    scale = np.where(axes == 1, _ROWS, 0.0)
     queries = np.zeros((config.num_attention_heads, dim), np.float32)
     keys = np.zeros((config.num_key_value_heads, dim), np.float32)
     near = np.arange(dim // 2) < dim // 4
     keys[0] = np.concatenate([np.where(near, 4.2, 0.0), np.zeros(dim // 2)])
     keys[1] = np.concatenate([scale, np.zeros(dim // 2)])
     looks = [(0, -back, np.where(near, 4.2, 0.0)) for back in (1, 2, 3)]
-    looks += [(1, -7, np.where(axes == 1, scale, 0.0)), (1, -10, np.where(axes == 2, scale, 0.0))]
+    looks.append((1, -7, scale))
     for number, (kv_head, distance, strength) in enumerate(looks):
         turns = distance * angles
         queries[kv_head * group + number % group] = np.concatenate([strength * np.cos(turns), strength * np.sin(turns)])
     made["model.layers.0.self_attn.q_proj.bias"] = queries.reshape(-1)
     made["model.layers.0.self_attn.k_proj.bias"] = keys.reshape(-1)
     return made
+
+
+def attention_weights(config: ModelConfig, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Weights with which heads of the language model copy, and find alike with alike, by parameter name.
+
+    What a head takes from a token it adds where it looks from, in the same directions: a word it has seen stays that
+    word, though only in as many of its numbers as a head has. In the layers between the first and the last, one head of
+    each group looks for tokens like its own: a thing, whose features are like the words for it (`tower.py`), is found
+    by its name. It compares in the numbers that rotary embedding turns slowest, so that distance matters least.
+    """
+    made = {}
+    width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
+    heads = config.num_attention_heads // groups
+    slow = np.flatnonzero(inverse_frequencies(dim, config.rope_theta) < 0.08)
+    slow = np.concatenate([slow, slow + dim // 2])
+    rng = np.random.default_rng([seed, *b"attention"])
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}.self_attn"
+        values = [np.linalg.qr(rng.normal(size=(width, dim)))[0].T for _ in range(groups)]
+        made[f"{name}.v_proj.weight"] = np.concatenate(values)
+        copies = np.concatenate([np.tile(value.T, heads) for value in values], axis=1)
+        made[f"{name}.o_proj.weight"] = _COPIED * STREAM * copies
+        if layer in (0, config.num_hidden_layers - 1):
+            continue
+        queries = rng.normal(0, 1 / np.sqrt(width), (groups, heads, dim, width))
+        keys = rng.normal(0, 1 / np.sqrt(width), (groups, dim, width))
+        for number in range(groups):
+            # Directions in which the first layer copies the words before: of "red circle" both words are looked for.
+            directions = made["model.layers.0.self_attn.v_proj.weight"][number * len(slow) :][: len(slow)]
+            keys[number, slow] = _ALIKE * directions
+            queries[number, 0] = 0
+            queries[number, 0, slow] = _ALIKE * directions
+        made[f"{name}.q_proj.weight"] = queries.reshape(-1, width)
+        made[f"{name}.k_proj.weight"] = keys.reshape(-1, width)
+    return {name: np.asarray(weight, np.float32) for name, weight in made.items()}
 
 
 def patch_filters(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

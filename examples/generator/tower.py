@@ -2,10 +2,12 @@
 
 Published models begin with a vision tower that has been trained by itself, and for the same reason: what an answer
 says back to the tower through an untrained language model is mostly noise. Here the features of a thing or a character,
-taken together as an answer would attend to them, are to tell what it is; and each patch of a picture is to tell what it
-belongs to, its colour, where its edges are in the picture, and where it is itself: a language model finds the place of
-a token by its rotary angles alone, which tell it how to attend and nothing that it could say. The heads that tell it
-are thrown away.
+taken together as an answer would attend to them, are to tell what it is, its colour, its size and its place. They also
+tell where its edges are: a language model finds the place of a token by its rotary angles alone, which tell it how to
+attend and nothing that it could say. Each patch tells what it belongs to and where it is.
+
+In the end the heads that tell a word are turned into the row that the language model has for this word, and the
+features with them, so that a thing begins by looking like the words for it. The heads are thrown away.
 """
 
 from __future__ import annotations
@@ -18,23 +20,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from examples.generator.drawing import SHAPES, Box
+from examples.generator.questions import nearest_place
 from examples.generator.scenes import COLOURS, outdoor_scene, shapes_scene
 from examples.generator.words import text_picture
 from qvl.messages import Image
 from qvl.processing.image import ImageOptions, image_vision
 
+if TYPE_CHECKING:
+    from paddle import Tensor
+
+    from qvl.processing.processor import Processor
+
 BATCH = 16
-STEPS = 3000
+STEPS = 3500
 LEARNING_RATE = 1e-3
 _WARMUP = 100
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KINDS = ("", *SHAPES, "house", "tree", "car", "sun", "cloud", *CHARACTERS)  # "": the ground
 COLOUR_NAMES = ("", *COLOURS)
+# What there is to say of a piece, a word of each group or none.
+GROUPS = (KINDS[1:], tuple(COLOURS), ("small", "large"), ("top", "bottom"), ("left", "right"))
+BINS = 20  # of the sides of a picture, in which edges are
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class Piece:
     kind: str
     colour: str | None
     box: Box
+    size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class Batch:
 
     patches: float32 [patches, 1176]. kinds, colours: int64 [patches]. edges: float32 [patches, 4], where the left, top,
     right and bottom edge of its thing are in the picture, from 0 to 1; has_edges: float32 [patches, 1]. centres:
-    float32 [patches, 2], where the patch is. pieces: int64 [pieces], their kinds; boxes: float32 [pieces, 4], their edges.
-    shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
+    float32 [patches, 2], where the patch is. words: int64 [pieces, groups], counted from 1, with 0 for none; boxes:
+    float32 [pieces, 4], their edges. shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
     """
 
     patches: npt.NDArray[np.float32]
@@ -64,14 +77,14 @@ class Batch:
     has_edges: npt.NDArray[np.float32]
     centres: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
-    pieces: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
     shares: npt.NDArray[np.float32]
 
 
 def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
     """Batch `number`, of pictures that are in no split."""
     rng = np.random.default_rng([*b"tower", number])
-    visions, told, names, tokens, boxes = [], [], [], [], []
+    visions, told, words, tokens, boxes = [], [], [], [], []
     for _ in range(size):
         manner = rng.random()
         if manner < 0.4:
@@ -81,20 +94,20 @@ def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
         else:
             scene = shapes_scene(rng) if manner < 0.85 else outdoor_scene(rng)
             image = scene.draw()
-            pieces = [Piece(thing.kind, thing.colour, thing.box) for thing in scene.things]
+            pieces = [Piece(thing.kind, thing.colour, thing.box, thing.size) for thing in scene.things]
         vision = image_vision(Image(image), options)
         visions.append(vision)
         told.append(labels(pieces, image.size, vision.grid_thw))
         sides = np.asarray([*image.size, *image.size])
         boxes += [(piece.box.left, piece.box.top, piece.box.right, piece.box.bottom) / sides for piece in pieces]
-        names += [KINDS.index(piece.kind) for piece in pieces]
+        words += [words_for(piece, image.size) for piece in pieces]
         tokens.append(shares(pieces, image.size, vision.grid_thw))
     kinds, colours, edges, has_edges, centres = (np.concatenate(part) for part in zip(*told, strict=True))
     patches = np.concatenate([vision.patches for vision in visions])
-    together = np.zeros((len(names), len(patches) // 4), np.float32)
+    of_all = np.zeros((len(words), len(patches) // 4), np.float32)
     row = column = 0
     for part in tokens:
-        together[row : row + part.shape[0], column : column + part.shape[1]] = part
+        of_all[row : row + part.shape[0], column : column + part.shape[1]] = part
         row, column = row + part.shape[0], column + part.shape[1]
     grids = tuple(vision.grid_thw for vision in visions)
     return Batch(
@@ -106,8 +119,8 @@ def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
         has_edges,
         centres,
         np.asarray(boxes, np.float32),
-        np.asarray(names),
-        together,
+        np.asarray(words),
+        of_all,
     )
 
 
@@ -158,6 +171,13 @@ def labels(
     return kinds, colours, edges, has_edges, np.stack([x, y], axis=1).astype(np.float32)
 
 
+def words_for(piece: Piece, size: tuple[int, int]) -> tuple[int, ...]:
+    """The number of its word in each of GROUPS, from 1; 0 for none. size: (width, height) of the picture."""
+    place = nearest_place(piece.box, *size)
+    said = {piece.kind, piece.colour, piece.size, *place.split()}
+    return tuple(next((n for n, word in enumerate(group, 1) if word in said), 0) for group in GROUPS)
+
+
 def shares(pieces: Sequence[Piece], size: tuple[int, int], grid: tuple[int, int, int]) -> npt.NDArray[np.float32]:
     """How much of each piece each token covers, [pieces, tokens]. size: (width, height) of the picture."""
     rows, columns = grid[1] // 2, grid[2] // 2
@@ -180,16 +200,17 @@ def _covered(low: float, high: float, count: int) -> npt.NDArray[np.float64]:
 def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     """Train, and write the model with the tower it then has.
 
-    loudness: root mean square that the features are scaled to in the end, so that they begin as loud as words are.
+    loudness: root mean square that the features have in the end, so that they begin as loud as words are.
     """
     import paddle
     from paddle import nn
 
-    from examples.generator.telling import Telling
+    from examples.generator.telling import Telling, alignment
     from qvl.runtime.engine import Engine
 
     engine = Engine.load("demo", model=start)
     visual = engine.model.visual
+    words = engine.model.model.embed_tokens.weight[paddle.to_tensor(tokens_of_words(engine.processor))]
     for parameter in visual.parameters():
         parameter.stop_gradient = False
     paddle.seed(0)
@@ -221,11 +242,21 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
             )
     with paddle.no_grad():
         features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
-        factor = loudness / float(features.square().mean().sqrt())
+        matrix, added = alignment(*(_doubles(part) for part in (features, telling.words.weight.T, words)), loudness)
         last = visual.merger.mlp[2]
-        for parameter in (last.weight, last.bias):
-            parameter.set_value(parameter * factor)
+        last.weight.set_value(paddle.to_tensor((_doubles(last.weight) @ matrix).astype(np.float32)))
+        last.bias.set_value(paddle.to_tensor((_doubles(last.bias) @ matrix + added).astype(np.float32)))
     engine.save(out, dtype="bfloat16")
+
+
+def tokens_of_words(processor: Processor) -> list[int]:
+    """Of all GROUPS, the way answers have them: characters stand behind a quotation mark and words behind a space."""
+    spelled = [word if word in CHARACTERS else f" {word}" for group in GROUPS for word in group]
+    return [processor.tokenizer.encode(word)[-1] for word in spelled]
+
+
+def _doubles(tensor: Tensor) -> npt.NDArray[np.float64]:
+    return tensor.numpy().astype(np.float64)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

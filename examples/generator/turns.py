@@ -48,11 +48,6 @@ def plural(name: str) -> str:
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
-def counted(count: int, name: str) -> str:
-    """Such as "no stars", "1 star", "3 red circles"."""
-    return f"{count or 'no'} {name if count == 1 else plural(name)}"
-
-
 def listed(phrases: Sequence[str]) -> str:
     """Such as "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"

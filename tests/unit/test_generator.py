@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from examples.generator.curve import means
 from examples.generator.drawing import Box
 from examples.generator.evaluate import SPLIT, iou, is_right
 from examples.generator.samples import FEW, ONE, TRAIN, sample
-from examples.generator.tower import COLOUR_NAMES, KINDS, Piece, batch, labels, shares
+from examples.generator.telling import alignment
+from examples.generator.tower import COLOUR_NAMES, GROUPS, KINDS, Piece, batch, labels, shares, words_for
 from examples.generator.turns import Turn
 from examples.generator.words import text_picture
 from qvl.processing.image import ImageOptions
@@ -96,13 +98,47 @@ def test_patches_are_told_what_lies_at_their_centres() -> None:
     np.testing.assert_allclose(shares([piece], (84, 56), (1, 4, 6)), [[0.25, 0.25, 0, 0.25, 0.25, 0]])
 
 
+def test_words_for_a_piece_are_those_of_its_place() -> None:
+    piece = Piece("star", "orange", Box(70, 0, 90, 20), "small")
+    said = [group[n - 1] if n else None for group, n in zip(GROUPS, words_for(piece, (100, 100)), strict=True)]
+    assert said == ["star", "orange", "small", "top", "right"]
+    middle = Piece("A", "red", Box(40, 40, 60, 60))
+    said = [group[n - 1] if n else None for group, n in zip(GROUPS, words_for(middle, (100, 100)), strict=True)]
+    assert said == ["A", "red", None, None, None]
+
+
+def test_features_are_turned_into_words_without_a_loss() -> None:
+    rng = np.random.default_rng(0)
+    features, told, words = rng.normal(3, 1, (500, 24)), rng.normal(size=(7, 24)), rng.normal(size=(7, 24))
+    matrix, added = alignment(features, told, words, 0.5)
+    turned = features @ matrix + added
+    assert np.sqrt(np.mean(np.square(turned))) == pytest.approx(0.5)
+    scores, before = turned @ words.T, (features - features.mean(axis=0)) @ told.T
+    np.testing.assert_allclose(scores / scores.std(), before / before.std(), atol=1e-9)
+    np.testing.assert_allclose((turned - added) @ np.linalg.inv(matrix), features, atol=1e-9)
+
+
+def test_an_answer_names_a_thing_before_it_tells_of_it() -> None:
+    told = {
+        "count": r"Number of .+: (\d|none)\.",
+        "is there": r"Looking for an? .+: (yes, there is|no, there is none)\.",
+    }
+    seen = {task: 0 for task in told}
+    for number in range(300):
+        for turn in sample(SPLIT, number).turns:
+            if turn.task in told:
+                assert re.fullmatch(told[turn.task], turn.answer), turn.answer
+                seen[turn.task] += 1
+    assert min(seen.values()) > 20
+
+
 def test_batches_of_the_tower_fit_together() -> None:
     made = batch(OPTIONS, 3, size=4)
     patches = sum(rows * columns for _, rows, columns in made.grids)
     assert made.patches.shape == (patches, 1176) and made.kinds.shape == made.colours.shape == (patches,)
-    assert made.shares.shape == (len(made.pieces), patches // 4)
+    assert made.shares.shape == (len(made.words), patches // 4) and made.words.shape == (len(made.boxes), len(GROUPS))
     np.testing.assert_allclose(made.shares.sum(axis=1), 1, rtol=1e-5)
-    assert set(made.kinds) - {0} <= set(made.pieces)
+    assert set(made.kinds) - {0} <= set(made.words[:, 0])
     np.testing.assert_array_equal(batch(OPTIONS, 3, size=4).patches, made.patches)
 
 
