@@ -123,7 +123,7 @@ def test_an_answer_names_a_thing_before_it_tells_of_it() -> None:
         "count": r"Number of .+: (\d|none)\.",
         "is there": r"Looking for an? .+: (yes, there is|no, there is none)\.",
     }
-    seen = {task: 0 for task in told}
+    seen = dict.fromkeys(told, 0)
     for number in range(300):
         for turn in sample(SPLIT, number).turns:
             if turn.task in told:
