@@ -166,21 +166,16 @@ def _behind(engine: Engine, context: int, new_tokens: int) -> Answering:
     Attention takes the same time whatever the numbers are, and a long prompt would take minutes to run.
     """
     import numpy as np
-    import paddle
 
     from qvl.processing.prompt import Prompt
 
-    config, dtype = engine.config, engine.placement.dtype
     ids = np.random.Generator(np.random.PCG64(context)).integers(0, 256, context)
     places = np.broadcast_to(np.arange(context), (3, context))
     prompt = Prompt(ids.astype(np.int64), places.astype(np.int64), context)
     cache = engine.cache(context + new_tokens)
     if context > 1:
         with engine.computing():
-            shape = [context - 1, config.num_key_value_heads, config.head_dim]
-            keys, values = paddle.randn(shape).astype(dtype), paddle.randn(shape).astype(dtype)
-            for layer in range(config.num_hidden_layers):
-                cache.append(layer, keys, values)
+            cache.fill(context - 1, engine.placement.dtype)
     return engine.begin(prompt, _sampling(new_tokens), cache)
 
 

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 _FALLBACK = "2b"
 _DOWNLOADABLE = ("2b", "7b", "72b")  # when no profile is named, the first of these that is here
 # Keys of a profile that have an option of their own, and that option's field.
-PLACED = {"device": "device", "dtype": "dtype", "quantize": "quant", "cache_dtype": "cache_dtype"}
+PLACED = {
+    "device": "device",
+    "devices": "devices",
+    "dtype": "dtype",
+    "quantize": "quant",
+    "cache_dtype": "cache_dtype",
+}
 _DEMO_WORDS = "it knows simple shapes, numbers and words"
 
 

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
-from qvl.model.qwen2_vl import Qwen2VL
 from qvl.processing.prompt import Prompt
 from qvl.runtime import memory
-from qvl.runtime.cache import KVCache
-from qvl.runtime.decode import Feed, Logits, Prefilled, advance
+from qvl.runtime.decode import Feed, Logits, Prefilled, Runner, SequenceCache, advance
 from qvl.runtime.lookup import Lookup
 from qvl.runtime.records import FinishReason, Stats
 from qvl.runtime.sampler import Sampler
@@ -54,7 +52,7 @@ class Answering:
         self,
         prompt: Prompt,
         prefilled: Prefilled,
-        cache: KVCache,
+        cache: SequenceCache,
         sampler: Sampler,
         writer: AnswerWriter,
         drafts: Drafts,
@@ -133,7 +131,7 @@ class Answering:
         return token
 
 
-def step(model: Qwen2VL, going: Sequence[Answering], costs: StepCosts) -> None:
+def step(model: Runner, going: Sequence[Answering], costs: StepCosts) -> None:
     """Take every answer a step further. What goes wrong with one of them is its own `error`."""
     feeds = [answering.feed(len(going)) for answering in going]
     start = time.perf_counter()

@@ -41,7 +41,7 @@ from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
 from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
 from qvl.runtime.cache import KVCache  # noqa: E402
-from qvl.runtime.decode import encode_visions, prefill, prompt_inputs  # noqa: E402
+from qvl.runtime.decode import Runner, SequenceCache, encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
 from qvl.runtime.loading import load  # noqa: E402
@@ -50,6 +50,8 @@ from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # no
 from qvl.runtime.sampler import Sampler  # noqa: E402
 from qvl.runtime.scheduler import serve  # noqa: E402
 from qvl.runtime.speculation import Speculation, StepCosts  # noqa: E402
+from qvl.runtime.split.layout import check_split, chosen_device, split_devices  # noqa: E402
+from qvl.runtime.split.model import SplitModel, part_config  # noqa: E402
 from qvl.runtime.writer import AnswerWriter  # noqa: E402
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -70,11 +72,13 @@ class Engine:
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
         self.quantization: Quantization | None = None
+        self.split: tuple[str, ...] = ()
         self.cache_dtype = placement.dtype if profile.cache_dtype == "auto" else profile.cache_dtype
         self.features = FeatureCache(profile.feature_cache_mib << 20)
         self.costs = StepCosts()
         self.load_seconds = 0.0
         self._model: Qwen2VL | None = None
+        self._parts: SplitModel | None = None
 
     @classmethod
     def open(
@@ -86,28 +90,32 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        devices: str | None = None,
         adapters: Sequence[str] = (),
     ) -> Engine:
         """Find a model and read all of it that is small. Weights are read by `load_weights`, or when first needed.
 
         profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
         settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
-        float16. quantize: auto, none, bf16, int8 or int4. adapters: LoRA folders as "DIR", "name=DIR" or
-        "name=DIR:scale"; what they add sums.
+        float16. quantize: auto, none, bf16, int8 or int4. devices: GPUs to split the model over, such as "0,1".
+        adapters: LoRA folders as "DIR", "name=DIR" or "name=DIR:scale"; what they add sums.
         Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
         """
         chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
         if isinstance(profile, Profile) and settings:
             raise UsageError("settings go with a profile's name; a Profile has `revised`")
         changes = {"model": model and str(model), "device": device, "dtype": dtype, "quantize": quantize}
+        changes["devices"] = devices
         chosen = chosen.revised({name: value for name, value in changes.items() if value is not None}, "Engine")
-        placement = place(chosen.device, chosen.dtype)
+        placement = place(chosen_device(chosen), chosen.dtype)
         folder = locate(chosen.model)
         config = ModelConfig.from_folder(folder)
         generation = GenerationConfig.from_folder(folder, config.eos_token_id)
         engine = cls(chosen, folder, load_processor(folder, config, chosen), generation, placement)
         engine.quantization = chosen_quantization(chosen.quantize, folder, placement.device, placement.dtype)
         engine.adapters = open_adapters(adapters, config)
+        engine.split = split_devices(chosen, placement)
+        check_split(config, engine.split, engine.quantization, engine.adapters)
         return engine
 
     @classmethod
@@ -129,17 +137,28 @@ class Engine:
 
         Raises CheckpointError, and MemoryLimitError when they would not fit.
         """
-        if self._model is not None:
+        if not self._is_loading:
             return
         start = time.perf_counter()
-        paddle.set_device(self.placement.device)
+        self._load(on_progress, check_memory)
+        self.load_seconds = time.perf_counter() - start
+
+    def _load(self, on_progress: Progress | None, check_memory: bool) -> None:
+        paddle.set_device(self._device)
+        parts = SplitModel(self.config, self.split) if self.split else None
         if check_memory:
-            dtype, free = self.placement.dtype, memory.available_bytes()
-            memory.check_weights(self.config, dtype, free, self.adapters, self.quantization)
+            free = memory.available_bytes() if parts is None else self._share(parts.free_memory())
+            memory.check_weights(
+                self.config, self.placement.dtype, free, self.adapters, self.quantization, len(self.split) or 1
+            )
+        if parts is not None:
+            layout = None if self.profile.weight_layout == "auto" else self.profile.weight_layout
+            parts.load(self.folder, self.placement, layout, on_progress)
+            self._parts = parts
+            return
         self._model = load(self.folder, self.config, self.profile, self.placement, self.quantization, on_progress)
         for request, adapter in self.adapters:
             apply_adapter(self._model, adapter, request.scale)
-        self.load_seconds = time.perf_counter() - start
 
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
@@ -154,10 +173,30 @@ class Engine:
 
     @property
     def model(self) -> Qwen2VL:
-        """The layers, with their weights."""
+        """The layers, with their weights. Raises UsageError where they are split over several processes."""
         self.load_weights()
-        assert self._model is not None
+        if self._model is None:
+            raise UsageError("a split model has no layers here; take one device")
         return self._model
+
+    @property
+    def runner(self) -> Runner:
+        """What runs prompts: the layers, or those who have a part of them each."""
+        self.load_weights()
+        return self.model if self._parts is None else self._parts
+
+    @property
+    def _is_loading(self) -> bool:
+        return self._model is None and self._parts is None
+
+    @property
+    def _device(self) -> str:
+        """Where tensors of this process are; those of a split model are with its workers."""
+        return "cpu" if self.split else self.placement.device
+
+    def _share(self, free: int) -> int:
+        """Of what is free where each worker looks, what is there for each: workers on a CPU share its memory."""
+        return free // len(self.split) if self.placement.device == "cpu" else free
 
     def prompt(self, messages: Messages) -> Prompt:
         """Read the media and lay out the prompt.
@@ -190,10 +229,13 @@ class Engine:
         promised: bytes that look free and are not. held: tokens of the prompt that a cache has, and its capacity.
         """
         dtype, room, cache = self.placement.dtype, self.room(prompt, sampling), memory.Held(self.cache_dtype, *held)
-        loading = self._model is None
-        weights = memory.weight_bytes(self.config, dtype, self.adapters, self.quantization) if loading else 0
-        need = memory.need(self.config, prompt, room, dtype, weights, cache)
-        memory.check(need, memory.available_bytes() - promised)
+        config, size = self.config, len(self.split) or 1
+        weights = 0
+        if self._is_loading:
+            weights = memory.weight_bytes(config, dtype, self.adapters, self.quantization, size)
+        need = memory.need(part_config(config, size), prompt, room, dtype, weights, cache)
+        free = memory.available_bytes() if self._parts is None else self._parts.free_memory()
+        memory.check(need, (self._share(free) if self.split else free) - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer with its grounding marks, without the token that ended it."""
@@ -211,9 +253,9 @@ class Engine:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
         prompt = self.laid_out(conversation)
         with self.computing():
-            features, _ = encode_visions(self.model, prompt.visions, self.features)
+            features, _ = encode_visions(self.runner, prompt.visions, self.features)
             inputs = prompt_inputs(self.config, prompt, features)
-            logits: npt.NDArray[np.float32] = self.model(inputs)[0].numpy()
+            logits: npt.NDArray[np.float32] = self.runner(inputs)[0].numpy()
         return logits
 
     def generate(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
@@ -251,18 +293,22 @@ class Engine:
             raise ContextLimitError(len(prompt), prompt.vision_tokens(self.config), self.max_context)
         return min(sampling.max_new_tokens, self.max_context - len(prompt))
 
-    def cache(self, capacity: int) -> KVCache:
+    def cache(self, capacity: int) -> SequenceCache:
         """An empty cache for so many tokens."""
+        if self.split:
+            self.load_weights()
+            assert self._parts is not None
+            return self._parts.cache(capacity, self.cache_dtype)
         with self.computing():
             return KVCache(self.config, capacity, self.cache_dtype)
 
-    def begin(self, prompt: Prompt, sampling: Sampling, cache: KVCache | None = None) -> Answering:
+    def begin(self, prompt: Prompt, sampling: Sampling, cache: SequenceCache | None = None) -> Answering:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
         room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
         cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
-            prefilled = prefill(self.model, prompt, cache, self.features)
+            prefilled = prefill(self.runner, prompt, cache, self.features)
         writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         pads = (self.config.image_token_id, self.config.video_token_id)
         lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
@@ -271,7 +317,7 @@ class Engine:
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
         with self.computing():
-            step(self.model, going, self.costs)
+            step(self.runner, going, self.costs)
 
     def chunks(self, answering: Answering) -> Iterator[Chunk]:
         """The rest of an answer, chunk by chunk."""
@@ -294,7 +340,7 @@ class Engine:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
-        paddle.set_device(self.placement.device)
+        paddle.set_device(self._device)
         with paddle.no_grad():
             yield
 
