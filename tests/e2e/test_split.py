@@ -25,6 +25,7 @@ from qvl.profile import Profile
 from qvl.runtime.engine import Engine
 from qvl.runtime.records import Sampling
 from qvl.runtime.session import Session
+from qvl.runtime.split.layout import check_split
 
 SHORT = Sampling(max_new_tokens=12)
 # 64 heads on 8 key heads, as the 72B has, and as many columns for each.
@@ -188,9 +189,7 @@ def test_what_cannot_be_split_is_refused(tiny_checkpoint: Path, keys: dict[str, 
         Engine.load(Profile(model=str(tiny_checkpoint)).revised(device, "test"))
 
 
-def test_an_adapter_cannot_be_split(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from qvl.runtime.split.layout import check_split
-
+def test_an_adapter_cannot_be_split() -> None:
     with pytest.raises(UsageError, match="merge it first: qvl merge-lora"):
         check_split(TINY, ("cpu", "cpu"), None, [object()])
 

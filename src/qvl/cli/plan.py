@@ -49,7 +49,7 @@ class PlanOptions:
 
 @flattened
 def plan(options: PlanOptions) -> None:
-    """Show memory by device, exchanges between devices and the least time of a step, for devices that need not be here."""
+    """Show memory by device, exchanges and the least time of a step, for devices that need not be here."""
     with render.manners(render.AnswerWriter(silent=False)):
         from qvl import environment
 

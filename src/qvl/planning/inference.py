@@ -21,8 +21,8 @@ _LOGIT = 4  # bytes of one
 
 @dataclass(frozen=True)
 class InferenceSetting:
-    """context: tokens that a cache has room for, all but the new ones of the prompt, with one picture. batch: answers at
-    a time; each has a cache.
+    """context: tokens that a cache has room for, all but the new ones of a prompt with one picture. batch: answers at a
+    time, each with a cache.
     """
 
     config: ModelConfig
@@ -39,9 +39,9 @@ class InferenceSetting:
 class InferencePlan:
     """Bytes on one device, and of one step of the answer.
 
-    workspace: at its largest, for a prompt that fills the context. read: of its memory by a step with full caches. sent:
-    to other devices by a step; exchanges: how many sums and gathers it has. prompt_sent: by the prompt. prompt_flops: of
-    this device for the prompt.
+    workspace: at its largest, for a prompt that fills the context. read: of its memory by a step with full caches.
+    sent: to other devices by a step; exchanges: how many sums and gathers it has. prompt_sent: by the prompt.
+    prompt_flops: of this device for the prompt.
     """
 
     weights: int

@@ -9,8 +9,8 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Machine:
-    """memory_gib: what a process can have of it. bandwidth: of the memory, in bytes a second. flops: 16-bit, with sums in
-    float32, a second. link: bytes a second that a device sends to its neighbours of the same node; between_nodes: to
+    """memory_gib: what a process can have of it. bandwidth: of the memory, in bytes a second. flops: 16-bit, with sums
+    in float32, a second. link: bytes a second that a device sends to its neighbours of the same node; between_nodes: to
     those of others, of which there are when more than `per_node` devices are used. latency: seconds before the first
     byte of an exchange arrives.
     """
