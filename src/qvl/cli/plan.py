@@ -12,7 +12,7 @@ from qvl.errors import UsageError, suggest
 from qvl.profile import Profile, load_profile
 
 if TYPE_CHECKING:
-    from qvl.model.config import ModelConfig
+    from qvl.doctor.subjects import Subject
     from qvl.planning.inference import InferencePlan
     from qvl.planning.machines import Machine
     from qvl.planning.training import TrainingPlan
@@ -54,11 +54,14 @@ def plan(options: PlanOptions) -> None:
         from qvl import environment
 
         environment.prepare()
+
+        from qvl.doctor.subjects import subject_of
+
         profile = load_profile(options.profile, options.settings)
         if options.dtype not in ("bfloat16", "float16", "float32"):
             raise UsageError(f"--dtype {options.dtype}: bfloat16, float16 or float32 was expected")
-        machines, config = _machines(options.machine), _config(profile)
-        record = (_training if profile.command == "finetune" else _inference)(profile, config, options, machines)
+        machines, subject = _machines(options.machine), subject_of(profile)
+        record = (_training if profile.command == "finetune" else _inference)(profile, subject, options, machines)
         print(json.dumps(record, indent=2) if options.as_json else _screen(record), flush=True)
 
 
@@ -74,24 +77,13 @@ def _machines(name: str | None) -> tuple[Machine, ...]:
     return found
 
 
-def _config(profile: Profile) -> ModelConfig:
-    """Of the published checkpoint, or of one that is here."""
-    from qvl.hub.locate import locate
-    from qvl.model.config import ModelConfig
-    from qvl.model.shapes import published_config
-
-    return published_config(profile.model) or ModelConfig.from_folder(locate(profile.model))
-
-
 def _inference(
-    profile: Profile, config: ModelConfig, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
-    from qvl.doctor.subjects import Subject
     from qvl.planning.inference import InferenceSetting, plan_inference
 
     if profile.quantize not in ("auto", "none"):
         raise UsageError("quantised weights stay on one device; 'qvl doctor' shows what they take")
-    subject = Subject((profile.name,), profile.model, config, profile.max_pixels, profile.max_context, 1)
     context = options.context or subject.context
     tokens = profile.generation.max_new_tokens
     if context <= tokens:
@@ -99,7 +91,7 @@ def _inference(
     # A picture has to leave room for the answer.
     area = min(profile.max_pixels or 28 * 28 * 16384, 28 * 28 * max(1, context - tokens - 64))
     setting = InferenceSetting(
-        config,
+        subject.config,
         replace(subject, max_pixels=area).picture,
         options.dtype,
         options.dtype if profile.cache_dtype == "auto" else profile.cache_dtype,
@@ -123,7 +115,7 @@ def _inference(
 
 
 def _training(
-    profile: Profile, config: ModelConfig, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.training import plan_training
 
@@ -135,7 +127,9 @@ def _training(
             f"{options.devices} devices"
         )
     tokens = min(options.context or _SAMPLE, training.max_length)
-    made: TrainingPlan = plan_training(config, training, dtype=options.dtype, devices=options.devices, tokens=tokens)
+    made: TrainingPlan = plan_training(
+        subject.config, training, dtype=options.dtype, devices=options.devices, tokens=tokens
+    )
     times = [
         _on(machine, made.memory.total, update_seconds=made.step_seconds(machine, options.devices))
         for machine in machines
