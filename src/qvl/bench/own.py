@@ -87,7 +87,7 @@ class Own:
         prompt = _prompt(engine, path, text)
         answering = engine.begin(prompt, _sampling(new_tokens))
         _finish(engine, [answering])
-        stats = answering.stats(engine.config, 0.0)
+        stats = answering.stats(engine.config, 0.0, 0)
         times = {
             "preprocess": stats.preprocess_seconds,
             "vision": stats.vision_seconds,
@@ -120,12 +120,10 @@ class Own:
     def memory(self) -> dict[str, Any]:
         """Peaks up to now, in bytes: of the process, and of the GPU where one is used."""
         engine = self._loaded()
-        gpu = None
-        if engine.placement.device.startswith("gpu"):
-            from qvl.runtime import memory
-
-            gpu = memory.peak_bytes()
-        return {"process": peer_wire.peak_bytes(), "gpu": gpu}
+        on_gpu = engine.placement.device.startswith("gpu")
+        gpu = engine.peak_memory() if on_gpu else None
+        process = engine.peak_memory() if engine.split and not on_gpu else peer_wire.peak_bytes()
+        return {"process": process, "gpu": gpu}
 
     def _loaded(self) -> Engine:
         if self._engine is None:

@@ -46,7 +46,7 @@ from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
 from qvl.runtime.loading import load  # noqa: E402
 from qvl.runtime.lookup import Lookup  # noqa: E402
-from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # noqa: E402
+from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
 from qvl.runtime.scheduler import serve  # noqa: E402
 from qvl.runtime.speculation import Speculation, StepCosts  # noqa: E402
@@ -326,16 +326,24 @@ class Engine:
             self.step([answering])
             if answering.error is not None:
                 raise answering.error
-        yield Chunk(*answering.fresh(), answering.finish_reason, answering.stats(self.config, self.load_seconds))
+        yield Chunk(*answering.fresh(), answering.finish_reason, self._stats(answering))
 
     def answer(self, answering: Answering) -> Answer:
         """A finished answer as a record."""
         writer = answering.writer
         assert writer.finish_reason is not None
         ids = tuple(writer.token_ids)
-        return Answer(
-            writer.text, writer.marked_text, ids, writer.finish_reason, answering.stats(self.config, self.load_seconds)
-        )
+        return Answer(writer.text, writer.marked_text, ids, writer.finish_reason, self._stats(answering))
+
+    def _stats(self, answering: Answering) -> Stats:
+        return answering.stats(self.config, self.load_seconds, self.peak_memory())
+
+    def peak_memory(self) -> int:
+        """The most bytes taken so far: of the GPU, or the fullest of several; on a CPU, with those of workers."""
+        if self._parts is None:
+            return memory.peak_bytes()
+        peaks = self._parts.peak_memory()
+        return max(peaks) if self.placement.device != "cpu" else sum(peaks) + memory.peak_bytes()
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -70,10 +70,17 @@ class Fill:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Answered with the bytes that are free on the device."""
+    """Answered by each with the bytes that are free on its device."""
 
 
-Call = Load | Encode | Forward | Fill | FreeMemory
+@dataclass(frozen=True)
+class PeakMemory:
+    """Answered by each with the most bytes that it has taken: of its device on a GPU, else as a process."""
+
+
+Call = Load | Encode | Forward | Fill | FreeMemory | PeakMemory
+# What each worker has an answer of its own to.
+OF_EACH = (FreeMemory, PeakMemory)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,6 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """value: None from all workers but the first."""
+    """value: None from all workers but the first, where it would be the same."""
 
     value: Any = None

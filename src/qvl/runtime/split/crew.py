@@ -101,8 +101,8 @@ class Crew:
             calls.PARENT: str(os.getpid()),
         }
 
-    def ask(self, call: calls.Call, on_progress: Callable[[int, int], None] | None = None) -> Any:
-        """Have every worker do it; the first one's answer.
+    def ask(self, call: calls.Call, on_progress: Callable[[int, int], None] | None = None) -> list[Any]:
+        """Have every worker do it; the answer of each, None where the first one's is that of all.
 
         Raises QvlError with what went wrong in a worker; none is left then, and every further call raises it again.
         Interrupted, it may be called again at once: what is still being computed is waited for and not used.
@@ -111,7 +111,7 @@ class Crew:
             self._asking.join()
         if self._failure is not None:
             raise self._failure
-        answer: Future[Any] = Future()
+        answer: Future[list[Any]] = Future()
 
         def exchange() -> None:
             try:
@@ -124,8 +124,8 @@ class Crew:
         self._asking.start()
         return answer.result()
 
-    def _exchange(self, call: calls.Call, on_progress: Callable[[int, int], None] | None) -> Any:
-        value = None
+    def _exchange(self, call: calls.Call, on_progress: Callable[[int, int], None] | None) -> list[Any]:
+        values: list[Any] = [None] * len(self._connections)
         try:
             for connection in self._connections:
                 connection.send(call)
@@ -141,10 +141,10 @@ class Crew:
                             on_progress(said.done, said.total)
                         continue
                     waiting.remove(connection)
-                    value = value if said.value is None else said.value
+                    values[self._connections.index(connection)] = said.value
         except (EOFError, OSError):
             raise self._died() from None
-        return value
+        return values
 
     def close(self) -> None:
         """End all workers. Further calls fail."""

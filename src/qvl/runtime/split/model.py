@@ -78,7 +78,11 @@ class SplitModel:
 
     def free_memory(self) -> int:
         """Bytes that are free on the device that has least."""
-        return int(self._crew.ask(calls.FreeMemory()))
+        return min(self._crew.ask(calls.FreeMemory()))
+
+    def peak_memory(self) -> list[int]:
+        """The most bytes that each worker has taken: of its device on a GPU, else as a process."""
+        return self._crew.ask(calls.PeakMemory())
 
     def cache(self, capacity: int, dtype: str) -> SplitCache:
         """An empty one. Workers set memory aside for it at the first call."""
@@ -94,7 +98,7 @@ class SplitModel:
 
     def features(self, patches: npt.NDArray[np.float32], grids: Sequence[tuple[int, int, int]]) -> paddle.Tensor:
         """As of `Qwen2VL`, on the CPU."""
-        return paddle.to_tensor(self._crew.ask(calls.Encode(patches, tuple(grids))))
+        return paddle.to_tensor(self._crew.ask(calls.Encode(patches, tuple(grids)))[0])
 
     def __call__(self, inputs: ModelInputs, caches: Sequence[SplitCache] | None = None) -> paddle.Tensor:
         """As of `Qwen2VL`, on the CPU. Caches count the new tokens when all workers have them."""
@@ -107,7 +111,7 @@ class SplitModel:
         arrays = {name: None if tensor is None else tensor.numpy() for name, tensor in tensors.items()}
         states = None if caches is None else [cache.state for cache in caches]
         dropped, self._dropped = self._dropped, []
-        logits = self._crew.ask(calls.Forward(arrays, tuple(inputs.lengths), states, dropped))
+        logits, *_ = self._crew.ask(calls.Forward(arrays, tuple(inputs.lengths), states, dropped))
         if caches is not None:
             for length, cache in zip(inputs.lengths, caches, strict=True):
                 cache.grow(length)

@@ -27,7 +27,7 @@ from qvl.model.part import Part  # noqa: E402
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL  # noqa: E402
 from qvl.model.weights import load_model  # noqa: E402
 from qvl.runtime.cache import KVCache  # noqa: E402
-from qvl.runtime.memory import available_bytes  # noqa: E402
+from qvl.runtime.memory import available_bytes, peak_bytes  # noqa: E402
 
 
 class Worker:
@@ -39,11 +39,13 @@ class Worker:
         self._caches: dict[int, KVCache] = {}
 
     def answer(self, call: calls.Call) -> Any:
-        """What to reply with. Every worker computes it, the first one sends it."""
+        """What to reply with. Every worker computes it; where it is the same, the first one sends it."""
         if isinstance(call, calls.Load):
             return self._load(call)
         if isinstance(call, calls.FreeMemory):
-            return self._free_memory()
+            return available_bytes()
+        if isinstance(call, calls.PeakMemory):
+            return peak_bytes()
         assert self._model is not None
         if isinstance(call, calls.Encode):
             return self._model.features(call.patches, call.grids).numpy()
@@ -64,11 +66,6 @@ class Worker:
             part=self.part,
             on_progress=report if self.part.rank == 0 else None,
         )
-
-    def _free_memory(self) -> int:
-        free = paddle.to_tensor([available_bytes()], "int64")
-        paddle.distributed.all_reduce(free, paddle.distributed.ReduceOp.MIN)
-        return int(free[0])
 
     def _forward(self, model: Qwen2VL, call: calls.Forward) -> npt.NDArray[np.float32]:
         for number in call.dropped:
@@ -104,7 +101,8 @@ class Worker:
                 traceback.print_exc()
                 self.connection.send(calls.Failure(f"{type(error).__name__}: {error}", 1, False))
                 return
-            self.connection.send(calls.Reply(value if self.part.rank == 0 else None))
+            is_wanted = self.part.rank == 0 or isinstance(call, calls.OF_EACH)
+            self.connection.send(calls.Reply(value if is_wanted else None))
 
 
 def main() -> None:
