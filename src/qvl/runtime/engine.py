@@ -26,7 +26,7 @@ from qvl.errors import ContextLimitError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.messages_json import as_messages  # noqa: E402
-from qvl.model.adapter import Adapter, apply_adapter, open_adapters  # noqa: E402
+from qvl.model.adapter import Adapter, open_adapters  # noqa: E402
 from qvl.model.adapter_config import AdapterRequest  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, place  # noqa: E402
@@ -40,11 +40,10 @@ from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
 from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
-from qvl.runtime.cache import KVCache  # noqa: E402
-from qvl.runtime.decode import Runner, SequenceCache, encode_visions, prefill, prompt_inputs  # noqa: E402
+from qvl.runtime.body import Body, Whole  # noqa: E402
+from qvl.runtime.decode import SequenceCache, encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
-from qvl.runtime.loading import load  # noqa: E402
 from qvl.runtime.lookup import Lookup  # noqa: E402
 from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
@@ -77,8 +76,7 @@ class Engine:
         self.features = FeatureCache(profile.feature_cache_mib << 20)
         self.costs = StepCosts()
         self.load_seconds = 0.0
-        self._model: Qwen2VL | None = None
-        self._parts: SplitModel | None = None
+        self._body: Body | None = None
 
     @classmethod
     def open(
@@ -137,28 +135,21 @@ class Engine:
 
         Raises CheckpointError, and MemoryLimitError when they would not fit.
         """
-        if not self._is_loading:
+        if self._body is not None:
             return
         start = time.perf_counter()
-        self._load(on_progress, check_memory)
-        self.load_seconds = time.perf_counter() - start
-
-    def _load(self, on_progress: Progress | None, check_memory: bool) -> None:
-        paddle.set_device(self._device)
-        parts = SplitModel(self.config, self.split) if self.split else None
+        body: Body
+        if self.split:
+            body = SplitModel(self.config, self.placement, self.split)
+        else:
+            body = Whole(self.config, self.placement, self.quantization, self.adapters)
+        paddle.set_device(body.device)
         if check_memory:
-            free = memory.available_bytes() if parts is None else self._share(parts.free_memory())
-            memory.check_weights(
-                self.config, self.placement.dtype, free, self.adapters, self.quantization, len(self.split) or 1
-            )
-        if parts is not None:
-            layout = None if self.profile.weight_layout == "auto" else self.profile.weight_layout
-            parts.load(self.folder, self.placement, layout, on_progress)
-            self._parts = parts
-            return
-        self._model = load(self.folder, self.config, self.profile, self.placement, self.quantization, on_progress)
-        for request, adapter in self.adapters:
-            apply_adapter(self._model, adapter, request.scale)
+            dtype, parts = self.placement.dtype, len(self.split) or 1
+            memory.check_weights(self.config, dtype, body.free_memory(), self.adapters, self.quantization, parts)
+        body.load(self.folder, self.profile, on_progress)
+        self._body = body
+        self.load_seconds = time.perf_counter() - start
 
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
@@ -174,29 +165,21 @@ class Engine:
     @property
     def model(self) -> Qwen2VL:
         """The layers, with their weights. Raises UsageError where they are split over several processes."""
-        self.load_weights()
-        if self._model is None:
+        body = self.body
+        if not isinstance(body, Whole):
             raise UsageError("a split model has no layers here; take one device")
-        return self._model
+        return body.runner
 
     @property
-    def runner(self) -> Runner:
-        """What runs prompts: the layers, or those who have a part of them each."""
+    def body(self) -> Body:
+        """What prompts run on, with its weights."""
         self.load_weights()
-        return self.model if self._parts is None else self._parts
+        assert self._body is not None
+        return self._body
 
-    @property
-    def _is_loading(self) -> bool:
-        return self._model is None and self._parts is None
-
-    @property
-    def _device(self) -> str:
-        """Where tensors of this process are; those of a split model are with its workers."""
-        return "cpu" if self.split else self.placement.device
-
-    def _share(self, free: int) -> int:
-        """Of what is free where each worker looks, what is there for each: workers on a CPU share its memory."""
-        return free // len(self.split) if self.placement.device == "cpu" else free
+    def lend(self, model: Qwen2VL) -> None:
+        """Take layers that somebody else holds in place of loading them."""
+        self._body = Whole(self.config, self.placement, model=model)
 
     def prompt(self, messages: Messages) -> Prompt:
         """Read the media and lay out the prompt.
@@ -231,11 +214,14 @@ class Engine:
         dtype, room, cache = self.placement.dtype, self.room(prompt, sampling), memory.Held(self.cache_dtype, *held)
         config, size = self.config, len(self.split) or 1
         weights = 0
-        if self._is_loading:
+        if self._body is None:
             weights = memory.weight_bytes(config, dtype, self.adapters, self.quantization, size)
         need = memory.need(part_config(config, size), prompt, room, dtype, weights, cache)
-        free = memory.available_bytes() if self._parts is None else self._parts.free_memory()
-        memory.check(need, (self._share(free) if self.split else free) - promised)
+        if self._body is not None:
+            free = self._body.free_memory()
+        else:
+            free = memory.available_bytes() // (size if self.placement.device == "cpu" else 1)
+        memory.check(need, free - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer with its grounding marks, without the token that ended it."""
@@ -253,9 +239,9 @@ class Engine:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
         prompt = self.laid_out(conversation)
         with self.computing():
-            features, _ = encode_visions(self.runner, prompt.visions, self.features)
+            features, _ = encode_visions(self.body.runner, prompt.visions, self.features)
             inputs = prompt_inputs(self.config, prompt, features)
-            logits: npt.NDArray[np.float32] = self.runner(inputs)[0].numpy()
+            logits: npt.NDArray[np.float32] = self.body.runner(inputs)[0].numpy()
         return logits
 
     def generate(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
@@ -295,12 +281,8 @@ class Engine:
 
     def cache(self, capacity: int) -> SequenceCache:
         """An empty cache for so many tokens."""
-        if self.split:
-            self.load_weights()
-            assert self._parts is not None
-            return self._parts.cache(capacity, self.cache_dtype)
         with self.computing():
-            return KVCache(self.config, capacity, self.cache_dtype)
+            return self.body.cache(capacity, self.cache_dtype)
 
     def begin(self, prompt: Prompt, sampling: Sampling, cache: SequenceCache | None = None) -> Answering:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
@@ -308,7 +290,7 @@ class Engine:
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
         cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
-            prefilled = prefill(self.runner, prompt, cache, self.features)
+            prefilled = prefill(self.body.runner, prompt, cache, self.features)
         writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         pads = (self.config.image_token_id, self.config.video_token_id)
         lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
@@ -317,7 +299,7 @@ class Engine:
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
         with self.computing():
-            step(self.runner, going, self.costs)
+            step(self.body.runner, going, self.costs)
 
     def chunks(self, answering: Answering) -> Iterator[Chunk]:
         """The rest of an answer, chunk by chunk."""
@@ -340,15 +322,12 @@ class Engine:
 
     def peak_memory(self) -> int:
         """The most bytes taken so far: of the GPU, or the fullest of several; on a CPU, with those of workers."""
-        if self._parts is None:
-            return memory.peak_bytes()
-        peaks = self._parts.peak_memory()
-        return max(peaks) if self.placement.device != "cpu" else sum(peaks) + memory.peak_bytes()
+        return self.body.peak_memory()
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
-        paddle.set_device(self._device)
+        paddle.set_device("cpu" if self.split else self.placement.device)
         with paddle.no_grad():
             yield
 

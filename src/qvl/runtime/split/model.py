@@ -11,12 +11,13 @@ import numpy.typing as npt
 import paddle
 
 from qvl.errors import QvlError
-from qvl.model.checkpoint import Layout
 from qvl.model.config import ModelConfig
 from qvl.model.device import Placement
 from qvl.model.part import Part
 from qvl.model.qwen2_vl import ModelInputs
 from qvl.model.weights import Progress
+from qvl.profile import Profile
+from qvl.runtime import memory
 from qvl.runtime.split import calls
 from qvl.runtime.split.crew import Crew
 
@@ -65,24 +66,34 @@ class SplitModel:
     Tensors that come and go here are on the CPU, so that the engine's process takes no memory of a GPU.
     """
 
-    def __init__(self, config: ModelConfig, devices: Sequence[str]) -> None:
-        self.config, self.size = config, len(devices)
+    device = "cpu"
+
+    def __init__(self, config: ModelConfig, placement: Placement, devices: Sequence[str]) -> None:
+        self.config, self.placement, self.size = config, placement, len(devices)
         self._crew = Crew(devices)
         self._numbers = count()
         self._dropped: list[int] = []
 
-    def load(self, folder: Path, placement: Placement, layout: Layout | None, on_progress: Progress | None) -> None:
+    @property
+    def runner(self) -> SplitModel:
+        """Itself: see `Body`."""
+        return self
+
+    def load(self, folder: Path, profile: Profile, on_progress: Progress | None) -> None:
         """Have every worker read its part. Raises CheckpointError and its like as a WorkerError."""
-        call = calls.Load(str(folder), self.config, placement.dtype, placement.attention, layout)
+        layout = None if profile.weight_layout == "auto" else profile.weight_layout
+        call = calls.Load(str(folder), self.config, self.placement.dtype, self.placement.attention, layout)
         self._crew.ask(call, on_progress)
 
     def free_memory(self) -> int:
-        """Bytes that are free on the device that has least."""
-        return min(self._crew.ask(calls.FreeMemory()))
+        """Bytes that are free on the device that has least; on a CPU, which all share, the part of each."""
+        free: int = min(self._crew.ask(calls.FreeMemory()))
+        return free // self.size if self.placement.device == "cpu" else free
 
-    def peak_memory(self) -> list[int]:
-        """The most bytes that each worker has taken: of its device on a GPU, else as a process."""
-        return self._crew.ask(calls.PeakMemory())
+    def peak_memory(self) -> int:
+        """As of `Body`."""
+        peaks: list[int] = self._crew.ask(calls.PeakMemory())
+        return max(peaks) if self.placement.device != "cpu" else sum(peaks) + memory.peak_bytes()
 
     def cache(self, capacity: int, dtype: str) -> SplitCache:
         """An empty one. Workers set memory aside for it at the first call."""
