@@ -79,7 +79,9 @@ class Crew:
                     connection = listener.accept()
                     met[int(connection.recv())] = connection
                 if any(worker.poll() is not None for worker in self._workers) or time.monotonic() > deadline:
-                    raise DeviceError(f"the processes of a split model could not be started: {self._last_words(0)}")
+                    ended = [rank for rank, worker in enumerate(self._workers) if worker.poll() is not None]
+                    words = self._last_words(ended[0]) if ended else f"no answer in {_START:.0f} s"
+                    raise DeviceError(f"the processes of a split model could not be started: {words}")
             self._connections.extend(met[rank] for rank in range(len(self.devices)))
 
     def _environment(self, rank: int, device: str, ends: Sequence[str]) -> dict[str, str]:
@@ -93,6 +95,8 @@ class Crew:
             "PADDLE_TRAINER_ENDPOINTS": ",".join(ends),
             "PADDLE_CURRENT_ENDPOINT": ends[rank],
             "PADDLE_MASTER": ends[0],
+            "MASTER_ADDR": "127.0.0.1",  # where they are set, as by a cluster's scheduler, Paddle takes them first
+            "MASTER_PORT": ends[0].partition(":")[2],
             "PADDLE_DISTRI_BACKEND": "gloo" if device == "cpu" else "nccl",
             "FLAGS_selected_gpus": device.partition(":")[2] or "0",
             calls.RANK: str(rank),
