@@ -18,14 +18,16 @@ import numpy as np
 import psutil
 import pytest
 
-from qvl.errors import QvlError, UsageError
+from qvl.errors import QvlError
 from qvl.hub.random_checkpoint import TINY, write_checkpoint
 from qvl.messages import Image, Message
+from qvl.model.adapter import linear_shapes, write_adapter
+from qvl.model.adapter_config import AdapterConfig
+from qvl.model.weights import empty_model
 from qvl.profile import Profile
 from qvl.runtime.engine import Engine
 from qvl.runtime.records import Sampling
 from qvl.runtime.session import Session
-from qvl.runtime.split.layout import check_split
 from qvl.runtime.split.model import SplitModel
 
 SHORT = Sampling(max_new_tokens=12)
@@ -187,9 +189,25 @@ def test_what_cannot_be_split_is_refused(tiny_checkpoint: Path, keys: dict[str, 
         Engine.load(Profile(model=str(tiny_checkpoint)).revised(device, "test"))
 
 
-def test_an_adapter_cannot_be_split() -> None:
-    with pytest.raises(UsageError, match="merge it first: qvl merge-lora"):
-        check_split(TINY, ("cpu", "cpu"), None, [object()])
+def test_an_adapter_is_split_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """On every kind of layer, the vision tower's among them."""
+    shapes = linear_shapes(empty_model(TINY, "float32"))
+    rng = np.random.default_rng(1)
+    factors = {
+        name: (
+            rng.normal(0, 0.2, (4, inputs)).astype(np.float32),
+            rng.normal(0, 0.2, (outputs, 4)).astype(np.float32),
+        )
+        for name, (outputs, inputs) in shapes.items()
+    }
+    config = AdapterConfig(rank=4, alpha=8.0, targets=tuple(sorted(shapes)))
+    write_adapter(tmp_path / "adapter", config, factors)
+    profile = Profile(model=str(tiny_checkpoint), device="cpu")
+    whole = Engine.load(profile, adapters=[str(tmp_path / "adapter")])
+    split = Engine.load(profile.revised({"tensor_parallel": 4}, "test"), adapters=[str(tmp_path / "adapter")])
+    expected, got = whole.next_logits(talk(1)), split.next_logits(talk(1))
+    assert np.abs(got - expected).max() <= 1e-5 * np.ptp(expected)
+    assert np.abs(expected - Engine.load(profile).next_logits(talk(1))).max() > 0.1
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class Engine:
         engine.quantization = chosen_quantization(chosen.quantize, folder, placement.device, placement.dtype)
         engine.adapters = open_adapters(adapters, config)
         engine.split = split_devices(chosen, placement)
-        check_split(config, engine.split, engine.quantization, engine.adapters)
+        check_split(config, engine.split, engine.quantization)
         return engine
 
     @classmethod
@@ -140,7 +140,7 @@ class Engine:
         start = time.perf_counter()
         body: Body
         if self.split:
-            body = SplitModel(self.config, self.placement, self.split)
+            body = SplitModel(self.config, self.placement, self.split, self.adapters)
         else:
             body = Whole(self.config, self.placement, self.quantization, self.adapters)
         paddle.set_device(body.device)

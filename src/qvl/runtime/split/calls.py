@@ -19,13 +19,14 @@ ADDRESS, KEY, RANK, SIZE, DEVICE, PARENT = (
 
 @dataclass(frozen=True)
 class Load:
-    """Read the weights. Answered with None, after Progress."""
+    """Read the weights, and those of adapters: folders and how much of each. Answered with None, after Progress."""
 
     folder: str
     config: ModelConfig
     dtype: str
     attention: Any
     layout: Any
+    adapters: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

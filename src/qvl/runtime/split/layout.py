@@ -51,17 +51,13 @@ def split_devices(profile: Profile, placement: Placement) -> tuple[str, ...]:
     return tuple(f"gpu:{number}" for number in numbers)
 
 
-def check_split(
-    config: ModelConfig, devices: Sequence[str], quantization: Quantization | None, adapters: Sequence[object]
-) -> None:
+def check_split(config: ModelConfig, devices: Sequence[str], quantization: Quantization | None) -> None:
     """Raise UsageError for what cannot be split."""
     if not devices:
         return
     Part(0, len(devices)).check(config)
     if quantization is not None:
         raise UsageError("quantised weights stay on one device; leave out --quant or split nothing")
-    if adapters:
-        raise UsageError("an adapter cannot be split; merge it first: qvl merge-lora")
 
 
 def _numbers(profile: Profile) -> list[int]:

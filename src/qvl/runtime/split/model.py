@@ -68,7 +68,10 @@ class SplitModel:
 
     device = "cpu"
 
-    def __init__(self, config: ModelConfig, placement: Placement, devices: Sequence[str]) -> None:
+    def __init__(
+        self, config: ModelConfig, placement: Placement, devices: Sequence[str], adapters: memory.Adapters = ()
+    ) -> None:
+        self.adapters = adapters
         self.config, self.placement, self.size = config, placement, len(devices)
         self._crew = Crew(devices)
         self._numbers = count()
@@ -82,8 +85,11 @@ class SplitModel:
     def load(self, folder: Path, profile: Profile, on_progress: Progress | None) -> None:
         """Have every worker read its part. Raises CheckpointError and its like as a WorkerError."""
         layout = None if profile.weight_layout == "auto" else profile.weight_layout
-        call = calls.Load(str(folder), self.config, self.placement.dtype, self.placement.attention, layout)
-        self._crew.ask(call, on_progress)
+        adapters = tuple((str(adapter.folder), request.scale) for request, adapter in self.adapters)
+        placement = self.placement
+        self._crew.ask(
+            calls.Load(str(folder), self.config, placement.dtype, placement.attention, layout, adapters), on_progress
+        )
 
     def free_memory(self) -> int:
         """Bytes that are free on the device that has least; on a CPU, which all share, the part of each."""

@@ -23,6 +23,7 @@ import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 import psutil  # noqa: E402
 
+from qvl.model.adapter import Adapter, apply_adapter  # noqa: E402
 from qvl.model.part import Part  # noqa: E402
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL  # noqa: E402
 from qvl.model.weights import load_model  # noqa: E402
@@ -66,6 +67,8 @@ class Worker:
             part=self.part,
             on_progress=report if self.part.rank == 0 else None,
         )
+        for adapter, scale in call.adapters:
+            apply_adapter(self._model, Adapter.open(adapter), scale)
 
     def _forward(self, model: Qwen2VL, call: calls.Forward) -> npt.NDArray[np.float32]:
         for number in call.dropped:
