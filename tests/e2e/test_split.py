@@ -200,7 +200,7 @@ def test_an_adapter_is_split_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
         )
         for name, (outputs, inputs) in shapes.items()
     }
-    config = AdapterConfig(rank=4, alpha=8.0, targets=tuple(sorted(shapes)))
+    config = AdapterConfig(rank=4, alpha=8.0, target_modules=tuple(sorted(shapes)))
     write_adapter(tmp_path / "adapter", config, factors)
     profile = Profile(model=str(tiny_checkpoint), device="cpu")
     whole = Engine.load(profile, adapters=[str(tmp_path / "adapter")])
