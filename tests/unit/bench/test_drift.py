@@ -55,7 +55,7 @@ def test_other_weights_drift_as_computed_by_hand(checkpoint_variant: Folder, tal
             divergence.append(float((p * np.log(p / q)).sum()))
     assert found.perplexity == pytest.approx(np.exp(-np.mean(np.log(likelihood))), rel=1e-4)
     assert found.divergence == pytest.approx(np.mean(divergence), rel=1e-3) and found.divergence > 1e-6
-    assert 0.9 < found.cosine < 1
+    assert 0.5 < found.cosine < 0.99
 
 
 def test_the_program(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
