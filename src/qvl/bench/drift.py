@@ -151,14 +151,15 @@ def markdown(drifts: Iterable[Drift]) -> str:
 
 
 def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted: Floats = logits - logits.max(axis=1, keepdims=True)
+    normal: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normal
 
 
 def _cosine(one: Floats, other: Floats) -> Floats:
     one, other = (x - x.mean(axis=1, keepdims=True) for x in (one, other))
-    norms: Floats = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (one * other).sum(axis=1) / norms
+    cosine: Floats = (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return cosine
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
