@@ -71,6 +71,8 @@ class Profile:
     command: the subcommand it is for.
     model: a hub id such as "Qwen/Qwen2-VL-2B-Instruct", a folder, or "demo".
     source: where `qvl download` gets the model: "auto", one source, or several in order with commas between.
+    tensor_parallel: in how many equal parts the language model is split, each on a device of its own.
+    devices: the GPUs they are on, such as "0,1"; None takes them from the first. One of them alone splits nothing.
     dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
     min_pixels, max_pixels: limits of a picture after resizing, of which a token covers 28*28; None: the checkpoint's.
     raw_pixels: the reference's bytes: EXIF rotation ignored and alpha dropped.
@@ -92,6 +94,8 @@ class Profile:
     model: str = "demo"
     source: Annotated[str, Pattern(_SOURCES, "auto or sources in order, such as modelscope,huggingface")] = "auto"
     device: Annotated[str, Pattern(r"auto|cpu|gpu(:\d+)?", "auto, cpu, gpu or gpu:N")] = "auto"
+    tensor_parallel: _Count = 1
+    devices: Annotated[str, Pattern(r"\d+(,\d+)*", "numbers of GPUs such as 0,1")] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     min_pixels: _Pixels = None
     max_pixels: _Pixels = None

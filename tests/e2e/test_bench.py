@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from qvl.bench.export import MODEL_COLUMNS
@@ -50,6 +55,27 @@ def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}"\n')
     path.chmod(0o755)
     return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_file_and_no_process(
+    tiny_checkpoint: Path, tmp_path: Path, kind: signal.Signals, code: int
+) -> None:
+    line = [sys.executable, "-m", "qvl.cli", "bench", "--model", str(tiny_checkpoint), *SMALL, "--repeats", "100000"]
+    with subprocess.Popen(line, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL) as program:
+        try:
+            deadline = time.monotonic() + 60
+            while not (children := psutil.Process(program.pid).children(recursive=True)):
+                assert program.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            assert list(tmp_path.glob("qvl-bench-*"))
+            program.send_signal(kind)
+            assert program.wait(timeout=30) == code
+        finally:
+            program.kill()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not list(tmp_path.iterdir())
 
 
 def by_measure(record: dict[str, Any], side: str) -> dict[tuple[str, int | None, int | None], dict[str, Any]]:

@@ -253,7 +253,7 @@ def trained(folder: Path, **choices: Any) -> Any:
 
 def logits_of(model: Any, base: Path) -> np.ndarray:
     holder = engine(base)
-    holder._model = model
+    holder.lend(model)
     return holder.next_logits(messages_of(CASE))
 
 

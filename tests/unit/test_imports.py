@@ -23,7 +23,8 @@ LAYERS: dict[str, set[str]] = {
     "training": {"model", "processing", "reading", "hub", "ops"},
     "bench": {"model", "processing", "reading", "hub", "ops", "runtime"},
     "doctor": {"model", "processing", "reading", "hub", "ops", "runtime", "training"},
-    "cli": {"training", "runtime", "bench", "doctor", "hub", "processing", "reading", "model.config"},
+    "planning": {"model", "processing", "hub", "runtime", "training", "doctor"},
+    "cli": {"training", "runtime", "bench", "doctor", "planning", "hub", "processing", "reading", "model.config"},
 }
 # Never, not even inside a function.
 WITHOUT_PADDLE = ("processing", "profile", "profile_files", "schema", "messages", "messages_json", "errors", "hub")

@@ -87,7 +87,7 @@ class Own:
         prompt = _prompt(engine, path, text)
         answering = engine.begin(prompt, _sampling(new_tokens))
         _finish(engine, [answering])
-        stats = answering.stats(engine.config, 0.0)
+        stats = answering.stats(engine.config, 0.0, 0)
         times = {
             "preprocess": stats.preprocess_seconds,
             "vision": stats.vision_seconds,
@@ -120,12 +120,10 @@ class Own:
     def memory(self) -> dict[str, Any]:
         """Peaks up to now, in bytes: of the process, and of the GPU where one is used."""
         engine = self._loaded()
-        gpu = None
-        if engine.placement.device.startswith("gpu"):
-            from qvl.runtime import memory
-
-            gpu = memory.peak_bytes()
-        return {"process": peer_wire.peak_bytes(), "gpu": gpu}
+        on_gpu = engine.placement.device.startswith("gpu")
+        gpu = engine.peak_memory() if on_gpu else None
+        process = engine.peak_memory() if engine.split and not on_gpu else peer_wire.peak_bytes()
+        return {"process": process, "gpu": gpu}
 
     def _loaded(self) -> Engine:
         if self._engine is None:
@@ -166,21 +164,16 @@ def _behind(engine: Engine, context: int, new_tokens: int) -> Answering:
     Attention takes the same time whatever the numbers are, and a long prompt would take minutes to run.
     """
     import numpy as np
-    import paddle
 
     from qvl.processing.prompt import Prompt
 
-    config, dtype = engine.config, engine.placement.dtype
     ids = np.random.Generator(np.random.PCG64(context)).integers(0, 256, context)
     places = np.broadcast_to(np.arange(context), (3, context))
     prompt = Prompt(ids.astype(np.int64), places.astype(np.int64), context)
     cache = engine.cache(context + new_tokens)
     if context > 1:
         with engine.computing():
-            shape = [context - 1, config.num_key_value_heads, config.head_dim]
-            keys, values = paddle.randn(shape).astype(dtype), paddle.randn(shape).astype(dtype)
-            for layer in range(config.num_hidden_layers):
-                cache.append(layer, keys, values)
+            cache.fill(context - 1, engine.placement.dtype)
     return engine.begin(prompt, _sampling(new_tokens), cache)
 
 

@@ -16,7 +16,7 @@ render.end_imports_at_once()  # before the imports that take a while
 import typer  # noqa: E402
 
 from qvl import __version__  # noqa: E402
-from qvl.cli import bench, doctor, download, finetune, infer, merge_lora, profiles, quantize  # noqa: E402
+from qvl.cli import bench, doctor, download, finetune, infer, merge_lora, plan, profiles, quantize  # noqa: E402
 from qvl.cli.chat import command as chat  # noqa: E402
 from qvl.cli.options import GroupedCommand  # noqa: E402
 from qvl.errors import QvlError  # noqa: E402
@@ -36,6 +36,7 @@ app.command("quantize", cls=GroupedCommand)(quantize.quantize)
 app.command("download", cls=GroupedCommand)(download.download)
 app.command("doctor", cls=GroupedCommand)(doctor.doctor)
 app.command("bench", cls=GroupedCommand)(bench.bench)
+app.command("plan", cls=GroupedCommand)(plan.plan)
 app.command("profiles", cls=GroupedCommand)(profiles.profiles)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ def bench(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOpt
     """Time a model, or each native op, on this machine: medians of several samples, with least and most."""
     if output.quiet:
         warnings.simplefilter("ignore")
-    with render.manners(render.AnswerWriter(silent=True)):
+    with render.manners(render.AnswerWriter(silent=True)), _cleaning_up():
         _check_output(output)
         if what.what not in (None, _OPS):
             raise UsageError(f"'{what.what}' cannot be timed; only 'ops' can be named{suggest(what.what, [_OPS])}")
@@ -140,6 +141,20 @@ def bench(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOpt
         else:
             record = _time_model(what, model, peer, ops, output.quiet)
         _report(record, output)
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, with the sides' processes and the files made for them."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _time_model(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOptions, quiet: bool) -> Record:

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 _FALLBACK = "2b"
 _DOWNLOADABLE = ("2b", "7b", "72b")  # when no profile is named, the first of these that is here
-# Keys of a profile that have an option of their own, and that option's field.
+# Keys of a profile that have an option of their own, and that option's field: those of `qvl doctor` too, which looks at
+# one device, and those of a run.
 PLACED = {"device": "device", "dtype": "dtype", "quantize": "quant", "cache_dtype": "cache_dtype"}
+_RUN = {**PLACED, "devices": "devices"}
 _DEMO_WORDS = "it knows simple shapes, numbers and words"
 
 
@@ -114,7 +116,7 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
         raise UsageError(f"profile '{name}' is for qvl {profile.command}; take one such as {other}")
     if model is not None:
         profile = profile.revised({"model": model}, "--model")
-    for key, flag in PLACED.items():
+    for key, flag in _RUN.items():
         value = getattr(options, flag)
         if value is not None:
             profile = profile.revised({key: value}, f"--{flag.replace('_', '-')}")

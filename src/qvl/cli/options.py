@@ -148,6 +148,10 @@ class ModelOptions:
     device: Annotated[
         str | None, option("--device", metavar="auto|cpu|gpu|gpu:N", help="Where to run; auto takes a GPU if any.")
     ] = None
+    devices: Annotated[
+        str | None,
+        option("--devices", metavar="0,1,...", help="Split the language model over these GPUs, a process for each."),
+    ] = None
     dtype: Annotated[
         str | None,
         option(

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paddle import nn
 
     from qvl.model.config import ModelConfig
+    from qvl.model.part import Cut
 
 Array = npt.NDArray[np.float32]
 Factors = tuple[Array, Array]  # A [r, in] and B [out, r]
@@ -174,6 +175,22 @@ def _places(model: nn.Layer) -> dict[str, _Place]:
     return found
 
 
+def _cuts(model: nn.Layer, names: Iterable[str]) -> dict[str, Cut | None]:
+    """The stretch of each layer's weight that a part of a split model holds; None where the model is whole."""
+    from qvl.model.qwen2_vl import Qwen2VL
+
+    if not isinstance(model, Qwen2VL):
+        return dict.fromkeys(names)
+    return {name: model.part.cut(f"{name}.weight", model.config) for name in names}
+
+
+def _whole_shape(shape: tuple[int, int], cut: Cut | None) -> tuple[int, int]:
+    """(out, in) of a layer of which a part has `shape`."""
+    if cut is None:
+        return shape
+    return (cut.whole, shape[1]) if cut.axis == 1 else (shape[0], cut.whole)
+
+
 def open_adapters(requests: Sequence[str], config: ModelConfig) -> tuple[tuple[AdapterRequest, Adapter], ...]:
     """Open adapters asked for as "DIR", "name=DIR" or "name=DIR:scale", and compare them with the model's shape.
 
@@ -197,6 +214,7 @@ def open_adapters(requests: Sequence[str], config: ModelConfig) -> tuple[tuple[A
 def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Callable[[], None]:
     """Let a model with its weights add `scale` times what the adapter says, in the dtype that each layer computes in.
 
+    A part of a split model takes its stretch of the factors: what it adds to a sum over the parts is its part of that.
     The layers and their parameters, quantised ones too, stay as they are: a hook adds to what a layer returns, so
     several adapters sum.
     Returns what takes it off again. Raises CheckpointError when the adapter is for another model.
@@ -204,10 +222,14 @@ def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Call
     import paddle
 
     places = _places(model)
-    adapter.check({name: place.shape for name, place in places.items()})
+    cuts = _cuts(model, places)
+    adapter.check({name: _whole_shape(place.shape, cuts[name]) for name, place in places.items()})
     hooks = []
     for name in adapter.modules:
         a, b = adapter.factors(name)
+        if (cut := cuts[name]) is not None:
+            held = slice(cut.start, cut.stop)
+            a, b = (a, b[held]) if cut.axis == 1 else (a[:, held], b)
         place = places[name]
         dtype = place.dtype
         # The scale goes into the smaller work, once, and not into every step.

@@ -13,6 +13,7 @@ from qvl import ops
 from qvl.model.config import ModelConfig
 from qvl.model.linear import BiasedLinear
 from qvl.model.packed import Projection
+from qvl.model.part import Part, PartialEmbedding
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
 
@@ -39,14 +40,15 @@ class RMSNorm(nn.Layer):
 
 
 class Attention(nn.Layer):
-    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl) -> None:
+    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl, part: Part) -> None:
         super().__init__()
-        self.layer, self.num_heads, self.head_dim, self.impl = layer, config.num_attention_heads, config.head_dim, impl
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = BiasedLinear(config.hidden_size, config.hidden_size)
+        self.layer, self.head_dim, self.impl, self.part = layer, config.head_dim, impl, part
+        self.num_heads = len(part.query_heads(config))
+        width, kv_width = self.num_heads * config.head_dim, len(part.key_heads(config)) * config.head_dim
+        self.q_proj = BiasedLinear(config.hidden_size, width)
         self.k_proj = BiasedLinear(config.hidden_size, kv_width)
         self.v_proj = BiasedLinear(config.hidden_size, kv_width)
-        self.o_proj: nn.Layer = nn.Linear(config.hidden_size, config.hidden_size, bias_attr=False)
+        self.o_proj: nn.Layer = nn.Linear(width, config.hidden_size, bias_attr=False)
         # In a quantised model this stands for the first three, and what takes a residual adds it.
         self.qkv_proj: Projection | None = None
 
@@ -58,15 +60,25 @@ class Attention(nn.Layer):
         caches: Sequence[KeyValueCache] | None,
         residual: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        n = x.shape[0]
         added = () if residual is None else (residual,)
+        return self.part.summed(self.o_proj(self._attended(x, rotary, lengths, caches), *added))
+
+    def _attended(
+        self,
+        x: paddle.Tensor,
+        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        lengths: Sequence[int],
+        caches: Sequence[KeyValueCache] | None,
+    ) -> paddle.Tensor:
+        """What the heads give, side by side: [N, heads * D]."""
+        n = x.shape[0]
         if caches is not None and rotary[0].ndim == 2:
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
             projected = ops.Projected(*self._projected(x), None, *rotary)
-            return self.o_proj(ops.cached_attention(projected, claimed, lengths, impl=self.impl), *added)
+            return ops.cached_attention(projected, claimed, lengths, impl=self.impl)
         rows = self._rows(x)
         if rotary[0].ndim == 2:
-            return self.o_proj(ops.rotary_attention(rows, *rotary, self.head_dim, lengths, impl=self.impl), *added)
+            return ops.rotary_attention(rows, *rotary, self.head_dim, lengths, impl=self.impl)
         qk, v = paddle.concat(rows[:2], axis=-1).reshape([n, -1, self.head_dim]), rows[2]
         qk = ops.apply_rotary(qk, *rotary)
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
@@ -75,7 +87,7 @@ class Attention(nn.Layer):
             out = ops.varlen_attention(q, k, v, [(m, m) for m in lengths], causal=True, impl=self.impl)
         else:
             out = self._with_caches(q, k, v, lengths, caches)
-        return self.o_proj(out.reshape([n, -1]), *added)
+        return out.reshape([n, -1])
 
     def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
         """Queries, keys and values; or all three side by side."""
@@ -114,26 +126,28 @@ class Attention(nn.Layer):
 
 
 class MLP(nn.Layer):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, part: Part) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=False)
-        self.down_proj: nn.Layer = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=False)
+        self.part = part
+        width = len(part.columns(config))
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias_attr=False)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias_attr=False)
+        self.down_proj: nn.Layer = nn.Linear(width, config.hidden_size, bias_attr=False)
         self.gate_up_proj: Projection | None = None  # as `Attention.qkv_proj`
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
         if self.gate_up_proj is not None:
             return self.down_proj(ops.swiglu(self.gate_up_proj(x)), residual)
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.part.summed(self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x))))
 
 
 class DecoderLayer(nn.Layer):
-    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl) -> None:
+    def __init__(self, config: ModelConfig, layer: int, impl: ops.AttentionImpl, part: Part) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, impl)
+        self.self_attn = Attention(config, layer, impl, part)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, part)
 
     def forward(
         self,
@@ -152,16 +166,18 @@ class DecoderLayer(nn.Layer):
 
 
 class LanguageModel(nn.Layer):
-    def __init__(self, config: ModelConfig, impl: ops.AttentionImpl) -> None:
+    def __init__(self, config: ModelConfig, impl: ops.AttentionImpl, part: Part) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.LayerList([DecoderLayer(config, i, impl) for i in range(config.num_hidden_layers)])
+        self.embed_tokens = (
+            nn.Embedding(config.vocab_size, config.hidden_size) if part.size == 1 else PartialEmbedding(config, part)
+        )
+        self.layers = nn.LayerList([DecoderLayer(config, i, impl, part) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.recompute = False  # in training: keep a layer's input only, and run it again in the backward pass
         # Constants, not weights: they are in no checkpoint and stay float32 and int64.
         self._inv_freq = inverse_frequencies(config.head_dim, config.rope_theta)
         self._axes = mrope_axes(config.mrope_section)
-        self._rotated_heads = config.num_attention_heads + config.num_key_value_heads
+        self._rotated_heads = len(part.query_heads(config)) + len(part.key_heads(config))
 
     def forward(
         self,

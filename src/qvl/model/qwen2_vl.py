@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import paddle
 from paddle import nn
 
@@ -16,6 +18,7 @@ from qvl import ops
 from qvl.model.config import ModelConfig
 from qvl.model.language import KeyValueCache, LanguageModel
 from qvl.model.packed import PackedEmbedding
+from qvl.model.part import Part
 from qvl.model.vision import VisionTower
 
 
@@ -39,14 +42,22 @@ class ModelInputs:
 
 
 class Qwen2VL(nn.Layer):
-    def __init__(self, config: ModelConfig, attention: ops.AttentionImpl = "composed") -> None:
+    """config: of the whole model, also where this is a part of it."""
+
+    def __init__(
+        self, config: ModelConfig, attention: ops.AttentionImpl = "composed", part: Part | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.part = config, part or Part()
         self.visual = VisionTower(config.vision_config, attention)
-        self.model = LanguageModel(config, attention)
-        self.lm_head = (
-            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias_attr=False)
-        )
+        self.model = LanguageModel(config, attention, self.part)
+        words = len(self.part.words(config))
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, words, bias_attr=False)
+
+    def features(self, patches: npt.NDArray[np.float32], grids: Sequence[tuple[int, int, int]]) -> paddle.Tensor:
+        """Of pictures and slices of clips: patches float32 [P, 1176] -> [tokens, hidden_size]."""
+        dtype = self.visual.patch_embed.proj.weight.dtype
+        return self.visual(paddle.to_tensor(patches).astype(dtype), list(grids))
 
     def embed(self, inputs: ModelInputs) -> paddle.Tensor:
         """Token embeddings [N, hidden_size], with vision features in the places of their pads."""
@@ -65,7 +76,7 @@ class Qwen2VL(nn.Layer):
             out = words.logits(hidden)
         else:
             out = paddle.matmul(hidden, words.weight, transpose_y=True)
-        return out.astype("float32")
+        return self.part.joined(out.astype("float32"), self.config)
 
     def forward(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:
         """Logits float32 [K, vocab_size] of the rows asked for. With caches, they grow by the new tokens."""

@@ -92,19 +92,20 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: truncated, {size} bytes of {end}; get the file again")
         return metadata, tensors
 
-    def rows(self, name: str, rows_at_once: int) -> Iterator[npt.NDArray[Any]]:
+    def rows(self, name: str, rows_at_once: int, held: slice = slice(None)) -> Iterator[npt.NDArray[Any]]:
         """Yield a tensor as [rows, everything else] blocks of at most `rows_at_once` rows, as stored.
 
+        held: read only these rows.
         bfloat16 comes as uint16 bits. The block is reused: copy it before asking for the next one. Several threads may
         read different tensors at once.
         """
         tensor = self.tensors[name]
         dtype = STORED_DTYPES[tensor.dtype]
-        height = tensor.shape[0] if tensor.shape else 1
+        begin, end, _ = held.indices(tensor.shape[0] if tensor.shape else 1)
         width = int(np.prod(tensor.shape[1:], dtype=np.int64))
-        buffer = np.empty((min(rows_at_once, max(height, 1)), width), dtype)
-        for first in range(0, height, rows_at_once):
-            block = buffer[: min(rows_at_once, height - first)]
+        buffer = np.empty((min(rows_at_once, max(end - begin, 1)), width), dtype)
+        for first in range(begin, end, rows_at_once):
+            block = buffer[: min(rows_at_once, end - first)]
             self._fill(block, tensor.offset + first * width * dtype.itemsize, name)
             yield block
 

@@ -20,6 +20,7 @@ from qvl.environment import physical_cores
 from qvl.errors import CheckpointError
 from qvl.model.checkpoint import LM_HEAD, PATCH_EMBED, Entry, Layout, canonical_name, find_pickle, list_tensors
 from qvl.model.config import ModelConfig
+from qvl.model.part import Cut, Part
 from qvl.model.quantization import EMBEDDING, refuse_quantised
 from qvl.model.qwen2_vl import Qwen2VL
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, bfloat16_bits, bfloat16_to_float32
@@ -45,13 +46,15 @@ def load_model(
     attention: AttentionImpl = "composed",
     layout: Layout | None = None,
     allow_pickle: bool = False,
+    part: Part | None = None,
     on_progress: Progress | None = None,
 ) -> Qwen2VL:
     """Build the model on Paddle's current device and fill it. Called with (bytes done, bytes in all) as it goes.
 
+    part: build only this part of it, and hold no more of the files than that.
     Raises CheckpointError naming the tensor and file for anything missing, left over, misshapen or cut short.
     """
-    model = empty_model(config, dtype, attention)
+    model = empty_model(config, dtype, attention, part)
     fill_model(model, folder, dtype, layout=layout, allow_pickle=allow_pickle, on_progress=on_progress)
     return model
 
@@ -74,6 +77,8 @@ def fill_model(
                 f"{pickled}: pickled weights can run any code when read; "
                 "convert them to safetensors, or give --allow-pickle if you trust where they come from"
             )
+        if model.part.size > 1:
+            raise CheckpointError(f"{pickled}: pickled weights cannot be read in parts; convert them to safetensors")
         _fill_from_pickle(model, pickled)
         return
     entries = list_tensors(folder, layout)
@@ -102,7 +107,8 @@ def fill_parameters(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) ->
             def read(item: tuple[str, paddle.Tensor], file: SafetensorsFile = file) -> npt.NDArray[Any]:
                 name, parameter = item
                 values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
-                _read(file, entries[name], values, _is_turned(name, entries[name].layout, transposed), dtype)
+                turned = _is_turned(name, entries[name].layout, transposed)
+                _read(file, entries[name], values, turned, dtype, model.part.cut(name, model.config))
                 return values
 
             filled = in_order(read, parameters, min(_MAX_READERS, physical_cores()))
@@ -111,13 +117,15 @@ def fill_parameters(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) ->
                 yield _nbytes(entries[name])
 
 
-def empty_model(config: ModelConfig, dtype: str, attention: AttentionImpl = "composed") -> Qwen2VL:
-    """A model whose parameters have shapes and dtypes but no memory yet. In eval mode, gradients off."""
+def empty_model(
+    config: ModelConfig, dtype: str, attention: AttentionImpl = "composed", part: Part | None = None
+) -> Qwen2VL:
+    """A model or a part of one: parameters have shapes and dtypes but no memory yet. In eval mode, gradients off."""
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
         with paddle.LazyGuard():
-            model = Qwen2VL(config, attention)
+            model = Qwen2VL(config, attention, part)
     finally:
         paddle.set_default_dtype(before)
     model.eval()
@@ -149,7 +157,10 @@ def _check_complete(model: Qwen2VL, entries: Mapping[str, Entry], folder: Path) 
     transposed = linear_weights(model)
     for name, parameter in wanted.items():
         entry = entries[name]
-        expected = _stored_shape(name, tuple(parameter.shape), model.config, entry.layout, transposed)
+        shape = list(parameter.shape)
+        if (cut := model.part.cut(name, model.config)) is not None:
+            shape[cut.axis] = cut.whole
+        expected = _stored_shape(name, tuple(shape), model.config, entry.layout, transposed)
         if entry.shape != expected:
             raise CheckpointError(
                 f"{entry.path}: {name} has shape {list(entry.shape)}, config.json asks for {list(expected)}"
@@ -171,16 +182,26 @@ def _stored_shape(
     return shape
 
 
-def _read(file: SafetensorsFile, entry: Entry, target: npt.NDArray[Any], turned: bool, dtype: str) -> None:
-    """Fill `target` from one stored tensor; `turned`: the file has it as the transpose, further axes flattened."""
+def _read(
+    file: SafetensorsFile, entry: Entry, target: npt.NDArray[Any], turned: bool, dtype: str, cut: Cut | None
+) -> None:
+    """Fill `target` from one stored tensor; `turned`: the file has it as the transpose, further axes flattened.
+
+    cut: the stretch of it that `target` is.
+    """
     widened = entry.dtype == "BF16" and dtype == "float32"
     if widened:
         # A bfloat16 is the upper half of a float32, so its bits go straight there; the lower half is zero already.
         target = target.view(np.uint16).reshape(*target.shape, 2)[..., 1]
-    view = target.T if turned else target.reshape(entry.shape[0], -1)
-    row_bytes = max(1, _nbytes(entry) // max(1, view.shape[0]))
+    view = target.T if turned else target.reshape(len(target), -1)
+    rows = columns = slice(None)
+    if cut is not None:
+        held = slice(cut.start, cut.stop)
+        rows, columns = (slice(None), held) if turned != (cut.axis == 1) else (held, slice(None))
+    row_bytes = max(1, _nbytes(entry) // max(1, entry.shape[0]))
     start = 0
-    for block in file.rows(entry.name, max(1, _BLOCK_BYTES // row_bytes)):
+    for block in file.rows(entry.name, max(1, _BLOCK_BYTES // row_bytes), rows):
+        block = block[:, columns]
         view[start : start + len(block)] = block if widened else _convert(block, entry.dtype, dtype)
         start += len(block)
     if dtype == "float16" and not np.isfinite(target).all():

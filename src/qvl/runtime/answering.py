@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
-from qvl.model.qwen2_vl import Qwen2VL
 from qvl.processing.prompt import Prompt
-from qvl.runtime import memory
-from qvl.runtime.cache import KVCache
-from qvl.runtime.decode import Feed, Logits, Prefilled, advance
+from qvl.runtime.decode import Feed, Logits, Prefilled, Runner, SequenceCache, advance
 from qvl.runtime.lookup import Lookup
 from qvl.runtime.records import FinishReason, Stats
 from qvl.runtime.sampler import Sampler
@@ -54,7 +51,7 @@ class Answering:
         self,
         prompt: Prompt,
         prefilled: Prefilled,
-        cache: KVCache,
+        cache: SequenceCache,
         sampler: Sampler,
         writer: AnswerWriter,
         drafts: Drafts,
@@ -100,8 +97,8 @@ class Answering:
             self._drafts.record(len(self._draft), accepted)
         self.changed = time.perf_counter()
 
-    def stats(self, config: ModelConfig, load_seconds: float) -> Stats:
-        """The figures up to now."""
+    def stats(self, config: ModelConfig, load_seconds: float, peak_memory: int) -> Stats:
+        """The figures up to now. peak_memory: bytes, of all that the answer ran on."""
         prompt, ran, drafts = self.prompt, self.prefilled, self._drafts
         seconds = self.changed - self.begun
         later = len(self.drawn) - 1  # the first token is the prefill's
@@ -116,7 +113,7 @@ class Answering:
             time_to_first_token=prompt.seconds + ran.vision_seconds + ran.prefill_seconds,
             decode_seconds=seconds,
             tokens_per_second=later / seconds if later and seconds > 0 else 0.0,
-            peak_memory_bytes=memory.peak_bytes(),
+            peak_memory_bytes=peak_memory,
             computed_tokens=len(prompt) - ran.reused_tokens,
             reused_tokens=ran.reused_tokens,
             encoded_visions=ran.encoded_visions,
@@ -133,7 +130,7 @@ class Answering:
         return token
 
 
-def step(model: Qwen2VL, going: Sequence[Answering], costs: StepCosts) -> None:
+def step(model: Runner, going: Sequence[Answering], costs: StepCosts) -> None:
     """Take every answer a step further. What goes wrong with one of them is its own `error`."""
     feeds = [answering.feed(len(going)) for answering in going]
     start = time.perf_counter()

@@ -26,7 +26,7 @@ def answerer(
     def answer(model: Qwen2VL, messages: Sequence[Message]) -> str:
         # An engine for each question: its weights have changed since the last, and with them what could be reused.
         engine = Engine(profile, folder, processor, generation, placement)
-        engine._model = model
+        engine.lend(model)
         return engine.generate(messages, engine.sampling(temperature=0.0)).text
 
     return answer

@@ -48,6 +48,11 @@ class KVCache:
         ops.store_rows(rows, k, v)
         return ops.load_rows(rows, self._filled[layer], k.dtype)
 
+    def fill(self, tokens: int, dtype: str) -> None:
+        """Store so many tokens of noise, for measurements: attention takes the same time whatever it reads."""
+        for layer in range(len(self._keys)):
+            self.append(layer, *(paddle.randn([tokens, *self._row]).astype(dtype) for _ in range(2)))
+
     def claim(self, layer: int, tokens: int) -> ops.CacheRows:
         """Count so many new tokens as stored, and give the memory they are to be written to."""
         start = self._filled[layer]

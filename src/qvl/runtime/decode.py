@@ -9,21 +9,43 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import paddle
 
 from qvl.model.config import ModelConfig
-from qvl.model.qwen2_vl import ModelInputs, Qwen2VL
+from qvl.model.qwen2_vl import ModelInputs
 from qvl.processing.prompt import Prompt, Vision, merge_index
-from qvl.runtime.cache import KVCache
 from qvl.runtime.features import FeatureCache
 
 # Patches of a clip that go through the vision tower together: 2048 tokens' worth, enough to keep a GPU busy.
 PATCHES_AT_ONCE = 8192
 
 Logits = npt.NDArray[np.float32]
+
+
+class SequenceCache(Protocol):
+    """The cache of one sequence: a KVCache, or what stands for one that lies elsewhere."""
+
+    capacity: int
+
+    def __len__(self) -> int: ...
+    @property
+    def untouched(self) -> int: ...
+    def truncate(self, tokens: int) -> None: ...
+    def reserve(self, capacity: int) -> None: ...
+    def fill(self, tokens: int, dtype: str) -> None: ...
+
+
+class Runner(Protocol):
+    """What a prompt goes through: a Qwen2VL, or what stands for one that lies elsewhere."""
+
+    config: ModelConfig
+
+    def features(self, patches: npt.NDArray[np.float32], grids: Sequence[tuple[int, int, int]]) -> paddle.Tensor: ...
+    def __call__(self, inputs: ModelInputs, caches: Any = None) -> paddle.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +67,12 @@ class Prefilled:
 class Feed:
     """New tokens of one sequence: they go behind what its cache holds, at `position`, the next one, and so on."""
 
-    cache: KVCache
+    cache: SequenceCache
     token_ids: Sequence[int]
     position: int
 
 
-def prefill(model: Qwen2VL, prompt: Prompt, cache: KVCache, features: FeatureCache) -> Prefilled:
+def prefill(model: Runner, prompt: Prompt, cache: SequenceCache, features: FeatureCache) -> Prefilled:
     """Run what of a prompt the cache does not hold yet, which has to be a token at least."""
     start = time.perf_counter()
     reused = len(cache)
@@ -64,7 +86,7 @@ def prefill(model: Qwen2VL, prompt: Prompt, cache: KVCache, features: FeatureCac
     return Prefilled(logits, reused, new, ready - start, time.perf_counter() - ready)
 
 
-def advance(model: Qwen2VL, feeds: Sequence[Feed]) -> list[Logits]:
+def advance(model: Runner, feeds: Sequence[Feed]) -> list[Logits]:
     """Run the new tokens of several sequences together: logits [tokens, vocab_size] of each, one row behind each."""
     lengths = [len(feed.token_ids) for feed in feeds]
     ids = np.concatenate([np.asarray(feed.token_ids, np.int64) for feed in feeds])
@@ -102,12 +124,12 @@ def prompt_inputs(
     )
 
 
-def encode_vision(model: Qwen2VL, prompt: Prompt) -> paddle.Tensor | None:
+def encode_vision(model: Runner, prompt: Prompt) -> paddle.Tensor | None:
     """Features of all pictures and clips, [tokens, hidden_size]."""
     return encode_visions(model, prompt.visions, FeatureCache(0))[0]
 
 
-def encode_visions(model: Qwen2VL, visions: Sequence[Vision], cache: FeatureCache) -> tuple[paddle.Tensor | None, int]:
+def encode_visions(model: Runner, visions: Sequence[Vision], cache: FeatureCache) -> tuple[paddle.Tensor | None, int]:
     """Features of these pictures and clips, [tokens, hidden_size], and how many of them were not in the cache."""
     found = [cache.get(vision, lambda vision: _encode(model, vision)) for vision in visions]
     features = [tensor for tensor, _ in found]
@@ -117,19 +139,17 @@ def encode_visions(model: Qwen2VL, visions: Sequence[Vision], cache: FeatureCach
     return features[0] if len(features) == 1 else paddle.concat(features, axis=0), new
 
 
-def _encode(model: Qwen2VL, vision: Vision) -> paddle.Tensor:
+def _encode(model: Runner, vision: Vision) -> paddle.Tensor:
     """One picture, or a long clip in groups of slices.
 
     Attention does not cross them, so the result is the same and the peak of memory is that of one group.
     """
-    dtype = model.visual.patch_embed.proj.weight.dtype
     slices, height, width = vision.grid_thw
     features = []
     for first in range(0, slices, slices_at_once(vision)):
         count = min(slices_at_once(vision), slices - first)
         rows = slice(first * height * width, (first + count) * height * width)
-        patches = paddle.to_tensor(vision.patches[rows]).astype(dtype)
-        features.append(model.visual(patches, [(count, height, width)]))
+        features.append(model.features(vision.patches[rows], [(count, height, width)]))
     return features[0] if len(features) == 1 else paddle.concat(features, axis=0)
 
 

@@ -26,7 +26,7 @@ from qvl.errors import ContextLimitError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.messages_json import as_messages  # noqa: E402
-from qvl.model.adapter import Adapter, apply_adapter, open_adapters  # noqa: E402
+from qvl.model.adapter import Adapter, open_adapters  # noqa: E402
 from qvl.model.adapter_config import AdapterRequest  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, place  # noqa: E402
@@ -40,16 +40,17 @@ from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import memory  # noqa: E402
 from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
-from qvl.runtime.cache import KVCache  # noqa: E402
-from qvl.runtime.decode import encode_visions, prefill, prompt_inputs  # noqa: E402
+from qvl.runtime.body import Body, Whole  # noqa: E402
+from qvl.runtime.decode import SequenceCache, encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
-from qvl.runtime.loading import load  # noqa: E402
 from qvl.runtime.lookup import Lookup  # noqa: E402
-from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling  # noqa: E402
+from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
 from qvl.runtime.scheduler import serve  # noqa: E402
 from qvl.runtime.speculation import Speculation, StepCosts  # noqa: E402
+from qvl.runtime.split.layout import check_split, chosen_device, split_devices  # noqa: E402
+from qvl.runtime.split.model import SplitModel, part_config  # noqa: E402
 from qvl.runtime.writer import AnswerWriter  # noqa: E402
 
 Messages = Sequence[Message] | Sequence[Mapping[str, Any]]
@@ -70,11 +71,12 @@ class Engine:
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()
         self.quantization: Quantization | None = None
+        self.split: tuple[str, ...] = ()
         self.cache_dtype = placement.dtype if profile.cache_dtype == "auto" else profile.cache_dtype
         self.features = FeatureCache(profile.feature_cache_mib << 20)
         self.costs = StepCosts()
         self.load_seconds = 0.0
-        self._model: Qwen2VL | None = None
+        self._body: Body | None = None
 
     @classmethod
     def open(
@@ -86,28 +88,32 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        devices: str | None = None,
         adapters: Sequence[str] = (),
     ) -> Engine:
         """Find a model and read all of it that is small. Weights are read by `load_weights`, or when first needed.
 
         profile: a name, a YAML file or a Profile. model: a folder or hub id in place of the profile's.
         settings: "key=value" over the profile. device: auto, cpu, gpu or gpu:N. dtype: auto, float32, bfloat16 or
-        float16. quantize: auto, none, bf16, int8 or int4. adapters: LoRA folders as "DIR", "name=DIR" or
-        "name=DIR:scale"; what they add sums.
+        float16. quantize: auto, none, bf16, int8 or int4. devices: GPUs to split the model over, such as "0,1".
+        adapters: LoRA folders as "DIR", "name=DIR" or "name=DIR:scale"; what they add sums.
         Raises QvlError: UsageError for the request, CheckpointError, DeviceError.
         """
         chosen = profile if isinstance(profile, Profile) else load_profile(profile, settings)
         if isinstance(profile, Profile) and settings:
             raise UsageError("settings go with a profile's name; a Profile has `revised`")
         changes = {"model": model and str(model), "device": device, "dtype": dtype, "quantize": quantize}
+        changes["devices"] = devices
         chosen = chosen.revised({name: value for name, value in changes.items() if value is not None}, "Engine")
-        placement = place(chosen.device, chosen.dtype)
+        placement = place(chosen_device(chosen), chosen.dtype)
         folder = locate(chosen.model)
         config = ModelConfig.from_folder(folder)
         generation = GenerationConfig.from_folder(folder, config.eos_token_id)
         engine = cls(chosen, folder, load_processor(folder, config, chosen), generation, placement)
         engine.quantization = chosen_quantization(chosen.quantize, folder, placement.device, placement.dtype)
         engine.adapters = open_adapters(adapters, config)
+        engine.split = split_devices(chosen, placement)
+        check_split(config, engine.split, engine.quantization)
         return engine
 
     @classmethod
@@ -129,16 +135,20 @@ class Engine:
 
         Raises CheckpointError, and MemoryLimitError when they would not fit.
         """
-        if self._model is not None:
+        if self._body is not None:
             return
         start = time.perf_counter()
-        paddle.set_device(self.placement.device)
+        body: Body
+        if self.split:
+            body = SplitModel(self.config, self.placement, self.split, self.adapters)
+        else:
+            body = Whole(self.config, self.placement, self.quantization, self.adapters)
+        paddle.set_device(body.device)
         if check_memory:
-            dtype, free = self.placement.dtype, memory.available_bytes()
-            memory.check_weights(self.config, dtype, free, self.adapters, self.quantization)
-        self._model = load(self.folder, self.config, self.profile, self.placement, self.quantization, on_progress)
-        for request, adapter in self.adapters:
-            apply_adapter(self._model, adapter, request.scale)
+            dtype, parts = self.placement.dtype, len(self.split) or 1
+            memory.check_weights(self.config, dtype, body.free_memory(), self.adapters, self.quantization, parts)
+        body.load(self.folder, self.profile, on_progress)
+        self._body = body
         self.load_seconds = time.perf_counter() - start
 
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
@@ -154,10 +164,22 @@ class Engine:
 
     @property
     def model(self) -> Qwen2VL:
-        """The layers, with their weights."""
+        """The layers, with their weights. Raises UsageError where they are split over several processes."""
+        body = self.body
+        if not isinstance(body, Whole):
+            raise UsageError("a split model has no layers here; take one device")
+        return body.runner
+
+    @property
+    def body(self) -> Body:
+        """What prompts run on, with its weights."""
         self.load_weights()
-        assert self._model is not None
-        return self._model
+        assert self._body is not None
+        return self._body
+
+    def lend(self, model: Qwen2VL) -> None:
+        """Take layers that somebody else holds in place of loading them."""
+        self._body = Whole(self.config, self.placement, model=model)
 
     def prompt(self, messages: Messages) -> Prompt:
         """Read the media and lay out the prompt.
@@ -190,10 +212,16 @@ class Engine:
         promised: bytes that look free and are not. held: tokens of the prompt that a cache has, and its capacity.
         """
         dtype, room, cache = self.placement.dtype, self.room(prompt, sampling), memory.Held(self.cache_dtype, *held)
-        loading = self._model is None
-        weights = memory.weight_bytes(self.config, dtype, self.adapters, self.quantization) if loading else 0
-        need = memory.need(self.config, prompt, room, dtype, weights, cache)
-        memory.check(need, memory.available_bytes() - promised)
+        config, size = self.config, len(self.split) or 1
+        weights = 0
+        if self._body is None:
+            weights = memory.weight_bytes(config, dtype, self.adapters, self.quantization, size)
+        need = memory.need(part_config(config, size), prompt, room, dtype, weights, cache)
+        if self._body is not None:
+            free = self._body.free_memory()
+        else:
+            free = memory.available_bytes() // (size if self.placement.device == "cpu" else 1)
+        memory.check(need, free - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
         """Text of an answer with its grounding marks, without the token that ended it."""
@@ -211,9 +239,9 @@ class Engine:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
         prompt = self.laid_out(conversation)
         with self.computing():
-            features, _ = encode_visions(self.model, prompt.visions, self.features)
+            features, _ = encode_visions(self.body.runner, prompt.visions, self.features)
             inputs = prompt_inputs(self.config, prompt, features)
-            logits: npt.NDArray[np.float32] = self.model(inputs)[0].numpy()
+            logits: npt.NDArray[np.float32] = self.body.runner(inputs)[0].numpy()
         return logits
 
     def generate(self, conversation: Conversation, sampling: Sampling | None = None) -> Answer:
@@ -251,18 +279,18 @@ class Engine:
             raise ContextLimitError(len(prompt), prompt.vision_tokens(self.config), self.max_context)
         return min(sampling.max_new_tokens, self.max_context - len(prompt))
 
-    def cache(self, capacity: int) -> KVCache:
+    def cache(self, capacity: int) -> SequenceCache:
         """An empty cache for so many tokens."""
         with self.computing():
-            return KVCache(self.config, capacity, self.cache_dtype)
+            return self.body.cache(capacity, self.cache_dtype)
 
-    def begin(self, prompt: Prompt, sampling: Sampling, cache: KVCache | None = None) -> Answering:
+    def begin(self, prompt: Prompt, sampling: Sampling, cache: SequenceCache | None = None) -> Answering:
         """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
         room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
         cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
-            prefilled = prefill(self.model, prompt, cache, self.features)
+            prefilled = prefill(self.body.runner, prompt, cache, self.features)
         writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         pads = (self.config.image_token_id, self.config.video_token_id)
         lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
@@ -271,7 +299,7 @@ class Engine:
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
         with self.computing():
-            step(self.model, going, self.costs)
+            step(self.body.runner, going, self.costs)
 
     def chunks(self, answering: Answering) -> Iterator[Chunk]:
         """The rest of an answer, chunk by chunk."""
@@ -280,21 +308,26 @@ class Engine:
             self.step([answering])
             if answering.error is not None:
                 raise answering.error
-        yield Chunk(*answering.fresh(), answering.finish_reason, answering.stats(self.config, self.load_seconds))
+        yield Chunk(*answering.fresh(), answering.finish_reason, self._stats(answering))
 
     def answer(self, answering: Answering) -> Answer:
         """A finished answer as a record."""
         writer = answering.writer
         assert writer.finish_reason is not None
         ids = tuple(writer.token_ids)
-        return Answer(
-            writer.text, writer.marked_text, ids, writer.finish_reason, answering.stats(self.config, self.load_seconds)
-        )
+        return Answer(writer.text, writer.marked_text, ids, writer.finish_reason, self._stats(answering))
+
+    def _stats(self, answering: Answering) -> Stats:
+        return answering.stats(self.config, self.load_seconds, self.peak_memory())
+
+    def peak_memory(self) -> int:
+        """The most bytes taken so far: of the GPU, or the fullest of several; on a CPU, with those of workers."""
+        return self.body.peak_memory()
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
-        paddle.set_device(self.placement.device)
+        paddle.set_device("cpu" if self.split else self.placement.device)
         with paddle.no_grad():
             yield
 

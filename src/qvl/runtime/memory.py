@@ -16,6 +16,7 @@ from qvl.errors import MemoryLimitError
 from qvl.model.adapter import Adapter
 from qvl.model.adapter_config import AdapterRequest
 from qvl.model.config import ModelConfig
+from qvl.model.part import Part
 from qvl.model.quantization import Quantization, matrix_shapes
 from qvl.model.shapes import parameter_shapes
 from qvl.ops.attention import SCORE_BYTES
@@ -63,15 +64,24 @@ class Need:
 
 
 def weight_bytes(
-    config: ModelConfig, dtype: str, adapters: Adapters = (), quantization: Quantization | None = None
+    config: ModelConfig,
+    dtype: str,
+    adapters: Adapters = (),
+    quantization: Quantization | None = None,
+    parts: int = 1,
 ) -> int:
-    """Bytes of all parameters, and of the factors of adapters that are used without merging."""
+    """Bytes of all parameters, and of the factors of adapters that are used without merging; of a split model those of
+    one of its parts.
+    """
+    part = Part(0, parts)
     matrices = matrix_shapes(config) if quantization is not None else {}
     total = 0
     for name, shape in parameter_shapes(config).items():
         scheme = quantization.scheme_of(name) if quantization is not None and name in matrices else None
         if scheme is None:
-            total += math.prod(shape) * ITEMSIZE[dtype]
+            cut = part.cut(name, config)
+            held = math.prod(shape) if cut is None else math.prod(shape) // cut.whole * (cut.stop - cut.start)
+            total += held * ITEMSIZE[dtype]
         else:
             arrays = scheme.packing().shapes(*matrices[name]).values()
             total += sum(math.prod(size) * np.dtype(kind).itemsize for size, kind in arrays)
@@ -138,9 +148,10 @@ def check_weights(
     available: int,
     adapters: Adapters = (),
     quantization: Quantization | None = None,
+    parts: int = 1,
 ) -> None:
     """Raise MemoryLimitError when the weights alone, with those of adapters, do not fit."""
-    weights = weight_bytes(config, dtype, adapters, quantization)
+    weights = weight_bytes(config, dtype, adapters, quantization, parts)
     if weights > available:
         kind = dtype if quantization is None else quantization.width
         shorter = "" if kind == "int4" else " or fewer bits (--quant)"

@@ -13,7 +13,7 @@ from qvl.errors import UsageError
 from qvl.model.config import ModelConfig
 from qvl.processing.prompt import Prompt
 from qvl.runtime.answering import Answering
-from qvl.runtime.cache import KVCache
+from qvl.runtime.decode import SequenceCache
 from qvl.runtime.records import Chunk, Sampling
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._cache: KVCache | None = None
+        self._cache: SequenceCache | None = None
         self._held = _NOTHING
         self._answering: Answering | None = None
         self._turn = 0
@@ -87,7 +87,7 @@ class Session:
         """How many tokens the prompt can keep. The last one always is run, for the logits behind it."""
         return min(common_prefix(self._current(), prompt, self._engine.config), len(prompt) - 1)
 
-    def _prepare(self, prompt: Prompt, room: int) -> KVCache:
+    def _prepare(self, prompt: Prompt, room: int) -> SequenceCache:
         """The cache with what of the prompt it can keep, and room for the rest and the answer."""
         common = self._common(prompt)
         if self._cache is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".checkpoint-being-written"
 _RESULT = ".result-being-written"
+_LEFTOVERS = (".*being-written*", ".*being-removed")
 
 
 def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -28,7 +30,7 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Pat
         for path in partial.iterdir():
             _sync(path)
         if target.exists():  # the same step again, after a resume
-            shutil.rmtree(target)
+            _remove(target)
         partial.rename(target)
         _sync(run)
     except OSError as error:
@@ -53,9 +55,10 @@ def write_result(run: Path, name: str, write: Callable[[Path], None]) -> Path:
 
 
 def clear_partials(run: Path) -> None:
-    """Remove what a run that was killed had begun to write, which takes room on the disk."""
-    for path in run.glob(".*being-written*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a run that was killed had begun to write or to remove, which takes room on the disk."""
+    for pattern in _LEFTOVERS:
+        for path in run.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -76,7 +79,16 @@ def rotate(run: Path, limit: int, best: Path | None) -> None:
     """Keep the newest `limit`, and the best one whatever its age."""
     for _, path in list_checkpoints(run)[:-limit]:
         if path != best:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: what is left when the process is killed on the way does not look complete."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}-being-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what cannot be removed takes room, and no more
+        checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def check_writable(run: Path, needed_bytes: int) -> None:

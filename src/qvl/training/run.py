@@ -112,6 +112,8 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     options = profile.training
     if profile.quantize not in ("auto", "none"):
         raise UsageError(f"quantised weights cannot learn; leave out quantize={profile.quantize}")
+    if profile.tensor_parallel > 1 or profile.devices is not None:
+        raise UsageError("training does not split a model; leave out tensor_parallel and devices (see --devices)")
     placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)

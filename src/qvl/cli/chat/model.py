@@ -126,7 +126,7 @@ class ChatModel:
             ("model", self.profile.model),
             ("folder", str(engine.folder)),
             ("profile", self.profile.name),
-            ("device", f"{engine.placement.device}, {engine.placement.dtype}"),
+            ("device", f"{', '.join(engine.split) or engine.placement.device}, {engine.placement.dtype}"),
             *([] if engine.quantization is None else [("weights", engine.quantization.width)]),
             ("context", f"{self.max_context} tokens"),
         ]

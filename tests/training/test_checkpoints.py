@@ -1,0 +1,67 @@
+"""A checkpoint is complete or absent, whenever the process that writes or removes it is killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qvl.training.checkpoints import STATE, clear_partials, list_checkpoints, rotate, write_checkpoint
+
+
+class Killed(BaseException):
+    """In the place of a kill: nothing that follows is done."""
+
+
+def fill(folder: Path) -> None:
+    for name in ("adapter.safetensors", "optimizer.safetensors", STATE):
+        (folder / name).write_bytes(b"x")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    return {path.name for path in checkpoint.iterdir()} == {"adapter.safetensors", "optimizer.safetensors", STATE}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    made = [write_checkpoint(tmp_path, step, fill) for step in (2, 4, 10, 12)]
+    rotate(tmp_path, 2, best=made[0])
+    assert list_checkpoints(tmp_path) == [(2, made[0]), (10, made[2]), (12, made[3])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("removal", ["rotate", "the same step again"])
+def test_a_checkpoint_whose_removal_was_cut_short_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removal: str
+) -> None:
+    for step in (5, 10):
+        write_checkpoint(tmp_path, step, fill)
+    remove = os.unlink
+
+    def unlink(path: str | Path, **kwargs: int) -> None:
+        remove(path, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "unlink", unlink)
+        if removal == "rotate":
+            rotate(tmp_path, 1, best=None)
+        else:
+            write_checkpoint(tmp_path, 5, fill)
+    left = list_checkpoints(tmp_path)
+    assert [step for step, _ in left] == [10] and all(is_whole(path) for _, path in left)
+    assert len(list(tmp_path.iterdir())) > 1
+    clear_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_a_failure_to_write_leaves_what_was_there(tmp_path: Path) -> None:
+    first = write_checkpoint(tmp_path, 5, fill)
+
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_checkpoint(tmp_path, 10, fail)
+    assert list_checkpoints(tmp_path) == [(5, first)] and list(tmp_path.iterdir()) == [first]
