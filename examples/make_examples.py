@@ -34,11 +34,11 @@ def plain(width: int, height: int) -> Image.Image:
 
 
 def shapes() -> Scene:
-    """A large red circle, a small green star and a small blue square, 640x480."""
+    """A large red circle, a small blue square and a small green star, 640x480."""
     things = (
-        thing("circle", "red", "large", (198, 214), 216),
-        thing("star", "green", "small", (386, 355), 156),
-        thing("square", "blue", "small", (450, 92), 163),
+        thing("circle", "red", "large", (192, 201), 249),
+        thing("square", "blue", "small", (507, 105), 148),
+        thing("star", "green", "small", (529, 364), 167),
     )
     return Scene(640, 480, plain(640, 480), things)
 
@@ -49,15 +49,14 @@ def before(scene: Scene) -> Scene:
 
 
 def landscape() -> Scene:
-    """A red house, a tree, a blue car, the sun and a cloud, 768x512."""
+    """A red house, a tree, a blue car and the sun, 768x512."""
     ground = np.empty((512, 768, 3), np.uint8)
     ground[:280], ground[280:] = (150, 205, 240), (120, 185, 95)
     things = (
-        Thing("house", "red", None, Box(70, 190, 290, 410), COLOURS["red"]),
-        Thing("cloud", None, None, Box(200, 40, 360, 128), (250, 250, 252)),
-        Thing("tree", None, None, Box(360, 200, 490, 362), (40, 120, 55)),
-        Thing("sun", None, None, Box(560, 30, 710, 180), (255, 205, 30)),
-        Thing("car", "blue", None, Box(530, 340, 720, 454), COLOURS["blue"]),
+        Thing("house", "red", None, Box(78, 190, 298, 410), COLOURS["red"]),
+        Thing("tree", None, None, Box(391, 200, 521, 362), (40, 120, 55)),
+        Thing("sun", None, None, Box(521, 30, 671, 180), (255, 205, 30)),
+        Thing("car", "blue", None, Box(529, 340, 719, 454), COLOURS["blue"]),
     )
     return Scene(768, 512, Image.fromarray(ground), things, outdoors=True)
 
@@ -72,12 +71,12 @@ def word() -> Image.Image:
 
 
 def moving() -> tuple[Image.Image, ...]:
-    """Three seconds of 160x120: a purple star goes from left to right above a green square that stands still."""
-    square = thing("square", "green", None, (80, 92), 40)
+    """Three seconds of 160x120: a purple star goes from left to right below a green square that stands still."""
+    square = thing("square", "green", None, (80, 30), 40)
     ground = plain(160, 120)
     frames = []
     for index in range(24):
-        star = thing("star", "purple", None, (26 + 108 * index / 23, 34), 42)
+        star = thing("star", "purple", None, (26 + 108 * index / 23, 85), 42)
         frames.append(Scene(160, 120, ground, (star, square)).draw())
     return tuple(frames)
 
