@@ -6,6 +6,7 @@ Pictures go through llama.cpp's own multimodal library, whose steps are called o
 from __future__ import annotations
 
 import ctypes
+import inspect
 import time
 from typing import Any
 
@@ -57,9 +58,7 @@ class LlamaCpp:
 
         self._forget()
         begun = time.perf_counter()
-        picture = mtmd_cpp.mtmd_helper_bitmap_init_from_file(self.tower, path.encode())
-        if not picture:
-            raise ValueError(f"{path} cannot be read as a picture")
+        picture = self._picture(path)
         chunks = mtmd_cpp.mtmd_input_chunks_init()
         try:
             self._lay_out(chunks, picture, text)
@@ -113,12 +112,25 @@ class LlamaCpp:
         }
         return question(times, {"prompt": len(ids), "answer": answer})
 
+    def _picture(self, path: str) -> Any:
+        from llama_cpp import mtmd_cpp
+
+        read = mtmd_cpp.mtmd_helper_bitmap_init_from_file
+        # Since 0.3.36 it asks whether only a placeholder is wanted.
+        pixels = (False,) if "placeholder" in inspect.signature(read).parameters else ()
+        picture = read(self.tower, path.encode(), *pixels)
+        if not picture:
+            raise ValueError(f"{path} cannot be read as a picture")
+        return picture
+
     def _lay_out(self, chunks: Any, picture: Any, text: str) -> None:
         from llama_cpp import mtmd_cpp
 
         marker = mtmd_cpp.mtmd_default_marker().decode()
-        whole = f"{marker}{text}"  # the marks around a picture are the library's own work
-        given = mtmd_cpp.mtmd_input_text(whole.encode(), False, True)
+        whole = f"{marker}{text}".encode()  # the marks around a picture are the library's own work
+        given = mtmd_cpp.mtmd_input_text(text=whole, add_special=False, parse_special=True)
+        if hasattr(given, "text_len"):  # since 0.3.36
+            given.text_len = len(whole)
         pictures = (ctypes.c_void_p * 1)(picture)
         code = mtmd_cpp.mtmd_tokenize(self.tower, chunks, ctypes.byref(given), pictures, 1)
         if code != 0:
@@ -129,6 +141,10 @@ class LlamaCpp:
         from llama_cpp import mtmd_cpp
 
         context, vision = self.llama.ctx, 0.0
+        decode = mtmd_cpp.mtmd_helper_decode_image_chunk
+        told: tuple[Any, ...] = ()
+        if "callback" in inspect.signature(decode).parameters:  # since 0.3.36; nobody wants to be told
+            told = (mtmd_cpp.mtmd_helper_post_decode_callback(), None)
         place = ctypes.c_int32(0)
         count = mtmd_cpp.mtmd_input_chunks_size(chunks)
         for number in range(count):
@@ -139,9 +155,7 @@ class LlamaCpp:
                 vision += time.perf_counter() - begun
                 features = mtmd_cpp.mtmd_get_output_embd(self.tower)
                 self._check(
-                    mtmd_cpp.mtmd_helper_decode_image_chunk(
-                        self.tower, context, chunk, features, place.value, 0, _BATCH, ctypes.byref(place)
-                    )
+                    decode(self.tower, context, chunk, features, place.value, 0, _BATCH, ctypes.byref(place), *told)
                 )
             else:
                 last = number + 1 == count
