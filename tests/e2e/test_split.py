@@ -116,6 +116,18 @@ def test_an_int8_cache_is_split_too(tiny_checkpoint: Path) -> None:
     assert split.generate(talk(4), SHORT).token_ids == whole.generate(talk(4), SHORT).token_ids
 
 
+def test_a_cache_is_filled_by_all_workers(engines: tuple[Engine, Engine]) -> None:
+    """As `qvl bench` does, which then times what comes behind."""
+    _, split = engines
+    cache, prompt = split.cache(60), split.prompt([Message.of("user", "Hello")])
+    cache.fill(5, "float32")
+    assert len(cache) == 5
+    *_, last = split.chunks(split.begin(prompt, SHORT, cache))
+    assert last.stats is not None and last.stats.reused_tokens == 5 and len(cache) >= len(prompt)
+    with pytest.raises(QvlError, match="the cache has room for 2 tokens, 3 were given"):
+        split.cache(2).fill(3, "float32")
+
+
 def test_an_answer_that_was_interrupted_leaves_a_model_that_answers(engines: tuple[Engine, Engine]) -> None:
     whole, split = engines
     for delay in (0.0, 0.002, 0.01, 0.03):

@@ -8,6 +8,8 @@ collectives: NCCL between GPUs, gloo between processes on a CPU.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import paddle
@@ -95,6 +97,11 @@ class Part:
         if layer in ("embed_tokens", "lm_head"):
             return _times(0 if layer == "embed_tokens" else 1, self.words(config), 1, config.vocab_size)
         return None
+
+    def held(self, name: str, shape: Sequence[int], config: ModelConfig) -> int:
+        """How many numbers of a parameter of `shape`, in whichever layout, this part holds."""
+        cut = self.cut(name, config)
+        return math.prod(shape) if cut is None else math.prod(shape) // cut.whole * (cut.stop - cut.start)
 
     def summed(self, x: paddle.Tensor) -> paddle.Tensor:
         """The sum over all parts, in place of x."""

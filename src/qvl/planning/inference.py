@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +105,7 @@ def plan_inference(setting: InferenceSetting) -> InferencePlan:
 
 def _held(config: ModelConfig, part: Part) -> dict[str, int]:
     """Numbers of each parameter that a part has."""
-    held = {}
-    for name, shape in parameter_shapes(config).items():
-        cut = part.cut(name, config)
-        held[name] = math.prod(shape) if cut is None else math.prod(shape) // cut.whole * (cut.stop - cut.start)
-    return held
+    return {name: part.held(name, shape, config) for name, shape in parameter_shapes(config).items()}
 
 
 def _is_read(name: str, config: ModelConfig) -> bool:

@@ -79,9 +79,7 @@ def weight_bytes(
     for name, shape in parameter_shapes(config).items():
         scheme = quantization.scheme_of(name) if quantization is not None and name in matrices else None
         if scheme is None:
-            cut = part.cut(name, config)
-            held = math.prod(shape) if cut is None else math.prod(shape) // cut.whole * (cut.stop - cut.start)
-            total += held * ITEMSIZE[dtype]
+            total += part.held(name, shape, config) * ITEMSIZE[dtype]
         else:
             arrays = scheme.packing().shapes(*matrices[name]).values()
             total += sum(math.prod(size) * np.dtype(kind).itemsize for size, kind in arrays)

@@ -46,16 +46,17 @@ def test_other_weights_drift_as_computed_by_hand(checkpoint_variant: Folder, tal
     wanted = references(one, talks, 5)
     found = drift(other, "int4", wanted)
     assert found.tokens == sum(len(made.answer) for made in wanted)
-    likelihood, divergence = [], []
+    likelihood, divergence, cosine = [], [], []
     for made in wanted:
         after = answer_logits(other, made.prompt, made.answer).astype(np.float64)
+        cosine += [np.corrcoef(p, q)[0, 1] for p, q in zip(made.logits, after, strict=True)]
         for token, p, q in zip(made.answer, made.logits.astype(np.float64), after, strict=True):
             p, q = (np.exp(x) / np.exp(x).sum() for x in (p, q))
             likelihood.append(q[token])
             divergence.append(float((p * np.log(p / q)).sum()))
     assert found.perplexity == pytest.approx(np.exp(-np.mean(np.log(likelihood))), rel=1e-4)
     assert found.divergence == pytest.approx(np.mean(divergence), rel=1e-3) and found.divergence > 1e-6
-    assert 0.5 < found.cosine < 0.99
+    assert found.cosine == pytest.approx(np.mean(cosine), rel=1e-4) and found.cosine < 0.99
 
 
 def test_the_program(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

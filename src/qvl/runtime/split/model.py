@@ -43,6 +43,11 @@ class SplitCache:
     def state(self) -> calls.CacheState:
         return calls.CacheState(self._number, self.capacity, self.dtype, self._filled)
 
+    def check_room(self, tokens: int) -> None:
+        """Raise QvlError when so many more do not fit: said by a worker, it would be the end of all of them."""
+        if self._filled + tokens > self.capacity:
+            raise QvlError(f"the cache has room for {self.capacity} tokens, {self._filled + tokens} were given")
+
     def grow(self, tokens: int) -> None:
         """Count so many more tokens as stored, by all workers."""
         self._filled += tokens
@@ -56,6 +61,7 @@ class SplitCache:
         self.capacity = max(self.capacity, capacity)
 
     def fill(self, tokens: int, dtype: str) -> None:
+        self.check_room(tokens)
         self._owner.fill(self.state, tokens, dtype)
         self.grow(tokens)
 
@@ -121,8 +127,7 @@ class SplitModel:
         """As of `Qwen2VL`, on the CPU. Caches count the new tokens when all workers have them."""
         if caches is not None:
             for length, cache in zip(inputs.lengths, caches, strict=True):
-                if len(cache) + length > cache.capacity:
-                    raise QvlError(f"the cache has room for {cache.capacity} tokens, {len(cache) + length} were given")
+                cache.check_room(length)
         named = ("input_ids", "position_ids", "features", "merge_index", "logits_index")
         tensors = {name: getattr(inputs, name) for name in named}
         arrays = {name: None if tensor is None else tensor.numpy() for name, tensor in tensors.items()}
