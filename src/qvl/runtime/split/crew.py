@@ -157,19 +157,21 @@ class Crew:
 
     def _failed(self, failure: calls.Failure, rank: int) -> QvlError:
         """What all of them find, such as a damaged file, is not the fault of one."""
+        if not failure.foreseen and self._signalled():
+            return self._died()  # what this one says is that it has lost the other
         where = "" if failure.foreseen else f"{self._name(rank)}: "
         self._failure = WorkerError(f"{where}{failure.message}", failure.exit_code)
         self._close()
         return self._failure
 
     def _died(self) -> QvlError:
-        """Which worker died first: the others are aborted by gloo for losing it, and say so."""
+        """Which worker died first: the others are aborted by gloo for losing it, or fail."""
         deadline = time.monotonic() + _LEAVE
         while all(worker.poll() is None for worker in self._workers) and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.1)
+        signalled = self._signalled()
         ended = {rank: code for rank, worker in enumerate(self._workers) if (code := worker.poll()) is not None}
-        first = min(ended, key=lambda rank: (ended[rank] == -signal.SIGABRT, rank), default=0)
+        first = min(signalled or ended, key=lambda rank: (ended[rank] == -signal.SIGABRT, rank), default=0)
         code = ended.get(first)
         how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "ended without a word"
         hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
@@ -177,6 +179,12 @@ class Crew:
         self._failure = WorkerError(f"{self._name(first)} {how}{hint}{f' ({words})' if words else ''}")
         self._close()
         return self._failure
+
+    def _signalled(self) -> list[int]:
+        """The workers that a signal has ended, but for that of gloo; a moment later, so that the system knows of it."""
+        time.sleep(0.2)
+        codes = enumerate(worker.poll() for worker in self._workers)
+        return [rank for rank, code in codes if code is not None and code < 0 and code != -signal.SIGABRT]
 
     def _name(self, rank: int) -> str:
         device = self.devices[rank]
