@@ -44,7 +44,7 @@ demo-model: $(VENV)/.dev native ## make the demo model's data and train it from 
 	test -d $(MADE)/tower || $(BIN)/python -m examples.generator.tower $(MADE)/start $(MADE)/tower
 	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
 	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few \
-		--set training.train='[merger, language]' --set training.schedule=constant --set training.epochs=1
+		--set training.train='[language]' --set training.schedule=constant --set training.epochs=1
 	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 72000
 	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all
 	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all

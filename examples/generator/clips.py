@@ -19,10 +19,15 @@ _WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "up": (0, -1), "down": 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames as RGB pictures of one even size, FPS of them a second."""
+    """scenes: one a frame, of one even size, FPS of them a second."""
 
-    frames: tuple[Image.Image, ...]
+    scenes: tuple[Scene, ...]
     turns: tuple[Turn, ...]
+
+    @property
+    def frames(self) -> tuple[Image.Image, ...]:
+        """RGB, drawn anew."""
+        return tuple(scene.draw() for scene in self.scenes)
 
 
 def clip(rng: np.random.Generator) -> Clip:
@@ -39,7 +44,7 @@ def clip(rng: np.random.Generator) -> Clip:
         if box is not None and thing.name != hero.name:
             others.append(replace(thing, box=box))
     ground = plain_ground(rng, width, height)
-    frames = []
+    scenes = []
     change = _WAYS.get(way) is None
     other_colour = pick(rng, [name for name in COLOURS if name != hero.colour])
     for n in range(count):
@@ -48,8 +53,8 @@ def clip(rng: np.random.Generator) -> Clip:
         if change:
             shown = _altered(hero, way, share, other_colour)
         things = [*others, *([shown] if shown else [])]
-        frames.append(Scene(width, height, ground, in_order(things)).draw())
-    return Clip(tuple(frames), tuple(_turns(rng, hero, way, other_colour, others)))
+        scenes.append(Scene(width, height, ground, in_order(things)))
+    return Clip(tuple(scenes), tuple(_turns(rng, hero, way, other_colour, others)))
 
 
 def write_clip(path: Path, frames: tuple[Image.Image, ...]) -> None:

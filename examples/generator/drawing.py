@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from PIL import Image, ImageDraw
 
@@ -49,6 +49,10 @@ class Box:
     def moved(self, dx: float, dy: float) -> Box:
         """The same box elsewhere."""
         return Box(self.left + dx, self.top + dy, self.right + dx, self.bottom + dy)
+
+    def between(self, other: Box) -> Box:
+        """Halfway to another."""
+        return Box(*((one + two) / 2 for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     def scaled(self, factor: float) -> Box:
         """The same centre, other sides."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from examples.generator.drawing import SHAPES
 from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground, shade, shapes_scene
-from examples.generator.turns import Turn, a, pick, worded
+from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 
 def pair(rng: np.random.Generator) -> tuple[tuple[Scene, Scene], list[Turn]]:
@@ -42,7 +42,7 @@ def _more(rng: np.random.Generator, first: Scene, second: Scene) -> Turn:
     more = "both have as many"
     if counts[0] != counts[1]:
         more = f"the {'first' if counts[0] > counts[1] else 'second'} has more"
-    return Turn("compare", question, f"The first picture has {counts[0]} shapes and the second {counts[1]}, so {more}.")
+    return Turn("compare", question, f"The first picture has {counts[0]} {plural('shape', counts[0])} and the second {counts[1]}, so {more}.")
 
 
 def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None:
@@ -59,7 +59,7 @@ def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None
 
 
 def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]:
-    """The scene before and after one change, or none, and what to say of it."""
+    """The scene before and after one change, or none, and what to say of it: what either shows, and so what changed."""
     things = list(scene.things)
     number = int(rng.integers(len(things)))
     thing = things[number]
@@ -67,16 +67,18 @@ def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]
     if manner == 0:
         colour = pick(rng, [name for name in COLOURS if name != thing.colour])
         things[number] = replace(thing, colour=colour, rgb=shade(rng, COLOURS[colour]))
-        answer = f"The {thing.name} has become {colour}."
+        answer = f"the {thing.name} has become {colour}"
     elif manner == 1:
         kind = pick(rng, [name for name in SHAPES if name != thing.kind])
         things[number] = replace(thing, kind=kind)
-        answer = f"The {thing.name} has become {a(kind)}."
+        answer = f"the {thing.name} has become {a(kind)}"
     elif manner in (2, 3) and len(things) > 1:
         del things[number]
-        answer = f"The {thing.name} is gone." if manner == 2 else f"There is a new shape: {a(thing.name)}."
+        answer = f"the {thing.name} is {'gone' if manner == 2 else 'new'}"
     else:
-        answer = "The two pictures show the same."
+        answer = "both show the same"
     ground = plain_ground(rng, scene.width, scene.height) if rng.random() < 0.3 else scene.ground
     other = replace(scene, things=tuple(things), ground=ground)
-    return (other, scene, answer) if manner == 3 else (scene, other, answer)
+    before, after = (other, scene) if manner == 3 else (scene, other)
+    said = " and the second ".join(listed([a(thing.name) for thing in one.things]) for one in (before, after))
+    return before, after, f"The first picture shows {said}, so {answer}."

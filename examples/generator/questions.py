@@ -1,7 +1,7 @@
 """Questions about one picture of shapes or an outdoor scene, with their answers.
 
 An answer names what it is about before it says what is asked: a small model finds a thing best when it has just said
-its name, and has no layers to do so before it speaks.
+its name, and has no layers to do so before it speaks. For the same reason it counts aloud.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from examples.generator.scenes import COLOURS, Scene, Thing
 from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 Ask = Callable[[np.random.Generator, Scene], Turn | None]
+_SEEN = {"to the left of": "to the left", "to the right of": "to the right", "above": "above", "below": "below"}
 _OUTDOORS = ("house", "tree", "car", "sun", "cloud")
 
 
@@ -66,7 +67,17 @@ def how_many(rng: np.random.Generator, scene: Scene) -> Turn | None:
         ),
         names=plural(name),
     )
-    return Turn("count", question, f"Number of {plural(name)}: {count or 'none'}.")
+    return Turn("count", question, f"I see {listed(_counted(scene, name))}: {count or 'no'} {plural(name, count)}.")
+
+
+def _counted(scene: Scene, name: str) -> list[str]:
+    """All things from left to right, with a number behind each that is meant by the name."""
+    phrases, count = [], 0
+    for thing in scene.things:
+        meant = name in ("shape", thing.kind, thing.name)
+        count += meant
+        phrases.append(f"{a(thing.name)} ({count})" if meant else a(thing.name))
+    return phrases
 
 
 def _counted_name(rng: np.random.Generator, scene: Scene) -> tuple[str, int]:
@@ -214,10 +225,10 @@ def relation(rng: np.random.Generator, scene: Scene) -> Turn | None:
     one, other, word = pairs[int(rng.integers(len(pairs)))]
     words = {"one": one.name, "other": other.name}
     if rng.random() < 0.4:
-        said = word if rng.random() < 0.5 else pick(rng, ("to the left of", "to the right of", "above", "below"))
+        said = word if rng.random() < 0.5 else pick(rng, tuple(_SEEN))
         question = worded(rng, ("Is the {one} {said} the {other}?",), said=said, **words)
         yes = "yes" if said == word else "no"
-        return Turn("relation", question, f"The {one.name} is {word} the {other.name}, so {yes}.")
+        return Turn("relation", question, f"Seen from the {other.name}, the {one.name} is {_SEEN[word]}, so {yes}.")
     question = worded(
         rng,
         (
@@ -227,7 +238,7 @@ def relation(rng: np.random.Generator, scene: Scene) -> Turn | None:
         ),
         **words,
     )
-    return Turn("relation", question, f"The {one.name} is {word} the {other.name}.")
+    return Turn("relation", question, f"Seen from the {other.name}, the {one.name} is {_SEEN[word]}.")
 
 
 def _relation_word(one: Thing, other: Thing) -> str | None:
@@ -281,10 +292,15 @@ def all_boxes(rng: np.random.Generator, scene: Scene) -> Turn | None:
 
 
 def marked(name: str, box: Box, width: int, height: int) -> str:
-    """The way Qwen2-VL writes a box, to the nearest hundredth: a last digit nobody can know is noise to learn."""
-    left, right = (10 * min(99, max(0, round(100 * x / width))) for x in (box.left, box.right))
-    top, bottom = (10 * min(99, max(0, round(100 * y / height))) for y in (box.top, box.bottom))
+    """The way Qwen2-VL writes a box, to the nearest fiftieth: digits that nobody can know are noise to learn."""
+    left, right = (_fiftieths(x / width) for x in (box.left, box.right))
+    top, bottom = (_fiftieths(y / height) for y in (box.top, box.bottom))
     return f"<|object_ref_start|>the {name}<|object_ref_end|><|box_start|>({left},{top}),({right},{bottom})<|box_end|>"
+
+
+def _fiftieths(share: float) -> int:
+    """In thousandths."""
+    return 20 * min(49, max(0, round(50 * share)))
 
 
 # With their weights. Boxes have the most words to an answer and need no more questions than others.
@@ -301,9 +317,17 @@ ASKS: tuple[tuple[Ask, float], ...] = (
     (all_boxes, 0.4),
 )
 # To learn from: more answers that say everything there is, and more of what takes the longest to learn.
-_MORE: dict[Ask, float] = {in_detail: 1.6, all_boxes: 0.8, is_there: 2.4, how_many: 2.0, relation: 1.8, box_of: 1.8}
+_MORE: dict[Ask, float] = {
+    in_detail: 1.6,
+    all_boxes: 0.8,
+    is_there: 1.8,
+    how_many: 1.8,
+    where_is: 1.6,
+    relation: 2.4,
+    box_of: 2.4,
+}
 TAUGHT_ASKS = tuple((ask, _MORE.get(ask, weight)) for ask, weight in ASKS)
-# Without boxes, and with more of what one thing alone can answer.
+# With more of what one thing alone can answer.
 EASY_ASKS: tuple[tuple[Ask, float], ...] = (
     (describe, 1.0),
     (in_detail, 1.5),
@@ -312,5 +336,6 @@ EASY_ASKS: tuple[tuple[Ask, float], ...] = (
     (colour_of, 1.0),
     (shape_of, 1.0),
     (where_is, 1.5),
-    (relation, 0.7),
+    (relation, 1.0),
+    (box_of, 1.5),
 )

@@ -10,16 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from examples.generator.samples import sample
+from examples.generator.scenes import COLOURS
+from examples.generator.tower import GROUPS, THINGS, tokens_of_words
 from qvl.hub.random_checkpoint import TINY, parameter_shapes
 from qvl.hub.small_vocabulary import SPLIT_PATTERN, write_processor, write_tokenizer
 from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.config import SPECIAL_TOKENS, ModelConfig, VisionConfig
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
+from qvl.processing.tokenizer import Tokenizer
 
 _WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
 # 3.1 million parameters, about as many as an hour and a half of training on two cores can make use of.
@@ -42,7 +46,9 @@ DEMO = replace(
 STREAM = 0.07
 _ROWS = 4.5  # strength of the frequencies of rows
 _COPIED = 0.7  # how much of a word a head copies at first
-_ALIKE = 1.7  # how much tokens alike outweigh others at first
+_ALIKE = 1.2  # how much tokens alike outweigh others at first
+_PICTURED = 3.6  # and how much those of a picture do
+_WORD_ROWS = "model.embed_tokens.weight"
 TOKENS = (25, 42)  # of a picture: all are brought to about the same size, whatever they come in
 
 
@@ -58,7 +64,7 @@ def learn_merges(samples: int = 4000) -> tuple[str, ...]:
                 yield turn.question
                 yield re.sub(r'"[^"]*"|<\|[^|]*\|>|\([^)]*\)', " ", turn.answer)
 
-    tokenizer = Tokenizer(BPE())
+    tokenizer = Backend(BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -86,23 +92,24 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     first = config.image_token_id - SPECIAL_TOKENS.index("<|image_pad|>")
     if first < _WORDS - 12:
         raise ValueError(f"special tokens begin at {first}, inside the {_WORDS} words")
+    write_processor(folder, config, tokens=TOKENS)
+    write_tokenizer(folder, config, learn_merges())
     shapes = parameter_shapes(config)
-    heads = attention_biases(config) | attention_weights(config, seed)
+    words, *told = word_rows(config, Tokenizer.from_folder(folder), seed)
+    made = {_WORD_ROWS: words, **attention_biases(config), **attention_weights(config, seed, *told)}
 
     def produce(name: str) -> Iterable[npt.NDArray[np.float32]]:
         shape = shapes[name]
-        rng = np.random.default_rng([seed, sum(name.encode()), len(name), *name.encode()])
-        if name in heads:
-            return [heads[name]]
+        rng = _rng(seed, name)
+        if name in made:
+            return [made[name]]
         if len(shape) == 1:
             value = 0.0 if name.endswith("bias") else 1.0
             return [np.full(shape, value, np.float32)]
         if "patch_embed" in name:
             return [patch_filters(shape)]
         std = 1 / np.sqrt(np.prod(shape[1:]))
-        if "embed_tokens" in name:
-            std = STREAM
-        elif name.endswith(("attn.proj.weight", "fc2.weight")):
+        if name.endswith(("attn.proj.weight", "fc2.weight")):
             std *= 0.5
         elif name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight")):
             std *= STREAM
@@ -114,8 +121,26 @@ def write_start(folder: Path, config: ModelConfig = DEMO, seed: int = 0) -> None
     write_json(folder / "config.json", config.to_dict())
     ends = [first + SPECIAL_TOKENS.index("<|im_end|>"), first]
     write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": first, "do_sample": False})
-    write_processor(folder, config, tokens=TOKENS)
-    write_tokenizer(folder, config, learn_merges())
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def word_rows(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> tuple[npt.NDArray[np.float32], ...]:
+    """The table of embeddings, [vocab_size, hidden_size]; and of its rows that for a picture's token, those of names
+    and those of places.
+
+    The picture's token, which is never seen itself, is at right angles to all words that a tower tells.
+    """
+    rows = _rng(seed, _WORD_ROWS).normal(0, STREAM, (config.vocab_size, config.hidden_size))
+    told = rows[tokens_of_words(tokenizer)]
+    picture = rows[config.image_token_id]
+    picture -= told.T @ np.linalg.lstsq(told.T, picture, rcond=None)[0]
+    picture *= STREAM * np.sqrt(config.hidden_size) / np.linalg.norm(picture)
+    is_name = np.asarray([word in THINGS or word in COLOURS for group in GROUPS for word in group])
+    is_place = np.asarray([len(group) == 2 for group in GROUPS for _ in group])
+    return rows.astype(np.float32), picture, told[is_name], told[is_place]
 
 
 def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
@@ -124,8 +149,8 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
     first layers of the tower see as a convolution does, each head one neighbour. Three heads of the language model's
     first layer see the last three words, the first step to repeating one. One tells rows of a picture apart: the token
-    of row h looks at the word 7 - h before the picture, another one in each row; columns turn too slowly for that. All
-    of it can be unlearnt.
+    of row h looks at the word 7 - h before the picture, another one in each row; columns turn too slowly for that. Heads
+    that look for what is alike (`attention_weights`) prefer tokens of pictures. All of it can be unlearnt.
     """
     made = {}
     vision = config.vision_config
@@ -157,39 +182,67 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
         queries[kv_head * group + number % group] = np.concatenate([strength * np.cos(turns), strength * np.sin(turns)])
     made["model.layers.0.self_attn.q_proj.bias"] = queries.reshape(-1)
     made["model.layers.0.self_attn.k_proj.bias"] = keys.reshape(-1)
+    seeking = np.zeros_like(queries)
+    seeking[::group, dim // 2 - 1] = _PICTURED
+    for layer in _seeking(config):
+        made[f"model.layers.{layer}.self_attn.q_proj.bias"] = seeking.reshape(-1)
     return made
 
 
-def attention_weights(config: ModelConfig, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+def _seeking(config: ModelConfig) -> range:
+    return range(1, config.num_hidden_layers - 1)
+
+
+def attention_weights(
+    config: ModelConfig,
+    seed: int,
+    picture: npt.NDArray[np.floating],
+    names: npt.NDArray[np.floating],
+    places: npt.NDArray[np.floating],
+) -> dict[str, npt.NDArray[np.float32]]:
     """Weights with which heads of the language model copy, and find alike with alike, by parameter name.
 
-    What a head takes from a token it adds where it looks from, in the same directions: a word it has seen stays that
-    word, though only in as many of its numbers as a head has. In the layers between the first and the last, one head of
-    each group looks for tokens like its own: a thing, whose features are like the words for it (`tower.py`), is found
-    by its name. It compares in the numbers that rotary embedding turns slowest, so that distance matters least.
+    names, places: [words, hidden_size], the rows of the words that things are called by, and of those for their size
+    and place. What a head takes from a token it adds where it looks from, in the same directions: these words it copies
+    whole, and of the rest as much as it has room for. In the layers between the first and the last, one head of each
+    group looks for tokens that have the same names in them: a thing, whose features are like the words for it
+    (`tower.py`), is found by its name, and what there is to say of it comes along. It compares in the numbers that
+    rotary embedding turns slowest, so that distance matters least. The slowest of all is kept for `picture`,
+    [hidden_size], which all tokens of pictures have in them: otherwise a name would find itself.
     """
     made = {}
     width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
     heads = config.num_attention_heads // groups
-    slow = np.flatnonzero(inverse_frequencies(dim, config.rope_theta) < 0.08)
+    slow = np.flatnonzero(inverse_frequencies(dim, config.rope_theta) < 0.08)[:-1]
     slow = np.concatenate([slow, slow + dim // 2])
+    if len(names) > len(slow) or len(names) + len(places) > dim:
+        raise ValueError(f"heads of {dim} have no room for {len(names)} names and {len(places)} other words")
+    slow = slow[: len(names)]
     rng = np.random.default_rng([seed, *b"attention"])
+    # Orthonormal: what spans the names, and as many directions that no told word has anything of.
+    told = np.concatenate([names, places, picture[None]]).T
+    spanning = np.linalg.qr(np.concatenate([told, rng.normal(size=(width, len(names)))], axis=1))[0]
+    said, heard = spanning[:, : len(names)], spanning[:, -len(names) :]
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}.self_attn"
         values = [np.linalg.qr(rng.normal(size=(width, dim)))[0].T for _ in range(groups)]
+        adds = [value.T for value in values]
+        if layer == 0:
+            values = [np.concatenate([said.T, value[len(names) :]]) for value in values]
+            adds = [np.concatenate([heard, value.T[:, len(names) :]], axis=1) for value in values]
         made[f"{name}.v_proj.weight"] = np.concatenate(values)
-        copies = np.concatenate([np.tile(value.T, heads) for value in values], axis=1)
+        copies = np.concatenate([np.tile(add, heads) for add in adds], axis=1)
         made[f"{name}.o_proj.weight"] = _COPIED * STREAM * copies
-        if layer in (0, config.num_hidden_layers - 1):
+        if layer not in _seeking(config):
             continue
         queries = rng.normal(0, 1 / np.sqrt(width), (groups, heads, dim, width))
         keys = rng.normal(0, 1 / np.sqrt(width), (groups, dim, width))
         for number in range(groups):
-            # Directions in which the first layer copies the words before: of "red circle" both words are looked for.
-            directions = made["model.layers.0.self_attn.v_proj.weight"][number * len(slow) :][: len(slow)]
-            keys[number, slow] = _ALIKE * directions
+            keys[number, slow] = _ALIKE * said.T
+            keys[number, dim // 2 - 1] = _PICTURED * picture / np.linalg.norm(picture)
             queries[number, 0] = 0
-            queries[number, 0, slow] = _ALIKE * directions
+            queries[number, 0, slow] = _ALIKE * heard.T
+            queries[number, 1:, dim // 2 - 1] = 0
         made[f"{name}.q_proj.weight"] = queries.reshape(-1, width)
         made[f"{name}.k_proj.weight"] = keys.reshape(-1, width)
     return {name: np.asarray(weight, np.float32) for name, weight in made.items()}

@@ -2,12 +2,13 @@
 
 Published models begin with a vision tower that has been trained by itself, and for the same reason: what an answer
 says back to the tower through an untrained language model is mostly noise. Here the features of a thing or a character,
-taken together as an answer would attend to them, are to tell what it is, its colour, its size and its place. They also
-tell where its edges are: a language model finds the place of a token by its rotary angles alone, which tell it how to
+taken together as an answer would attend to them, are to tell what it is, its colour, its size and its place, on a
+picture or two frames of a clip. They also tell where its edges are: a language model finds the place of a token by its rotary angles alone, which tell it how to
 attend and nothing that it could say. Each patch tells what it belongs to and where it is.
 
-In the end the heads that tell a word are turned into the row that the language model has for this word, and the
-features with them, so that a thing begins by looking like the words for it. The heads are thrown away.
+What is told in words is told by the rows that the language model has for them: a thing looks like the words for it, and
+can be found by its name (`start.py`). To all features is added, in the end, the row of a picture's token, by which a
+name finds a picture before it finds itself. The other heads are thrown away.
 """
 
 from __future__ import annotations
@@ -25,28 +26,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from examples.generator.clips import clip
 from examples.generator.drawing import SHAPES, Box
 from examples.generator.questions import nearest_place
 from examples.generator.scenes import COLOURS, outdoor_scene, shapes_scene
 from examples.generator.words import text_picture
-from qvl.messages import Image
+from qvl.messages import Image, Video
 from qvl.processing.image import ImageOptions, image_vision
+from qvl.processing.prompt import Vision
+from qvl.processing.video import VideoOptions, frame_indices, video_vision
 
 if TYPE_CHECKING:
-    from paddle import Tensor
-
-    from qvl.processing.processor import Processor
+    from qvl.processing.tokenizer import Tokenizer
 
 BATCH = 16
-STEPS = 3500
-LEARNING_RATE = 1e-3
+STEPS = 5000
+LEARNING_RATE = 1.5e-3
 _WARMUP = 100
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-KINDS = ("", *SHAPES, "house", "tree", "car", "sun", "cloud", *CHARACTERS)  # "": the ground
+THINGS = (*SHAPES, "house", "tree", "car", "sun", "cloud")
+KINDS = ("", *THINGS, *CHARACTERS)  # "": the ground
 COLOUR_NAMES = ("", *COLOURS)
 # What there is to say of a piece, a word of each group or none.
 GROUPS = (KINDS[1:], tuple(COLOURS), ("small", "large"), ("top", "bottom"), ("left", "right"))
-BINS = 20  # of the sides of a picture, in which edges are
+BINS = 50  # of the sides of a picture, in which edges are; as fine as answers are
 
 
 @dataclass(frozen=True)
@@ -81,27 +84,19 @@ class Batch:
     shares: npt.NDArray[np.float32]
 
 
-def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
+def batch(options: tuple[ImageOptions, VideoOptions], number: int, size: int = BATCH) -> Batch:
     """Batch `number`, of pictures that are in no split."""
     rng = np.random.default_rng([*b"tower", number])
     visions, told, words, tokens, boxes = [], [], [], [], []
     for _ in range(size):
-        manner = rng.random()
-        if manner < 0.4:
-            text = text_picture(rng)
-            image = text.image
-            pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
-        else:
-            scene = shapes_scene(rng) if manner < 0.85 else outdoor_scene(rng)
-            image = scene.draw()
-            pieces = [Piece(thing.kind, thing.colour, thing.box, thing.size) for thing in scene.things]
-        vision = image_vision(Image(image), options)
+        vision, pieces = _shown(rng, options)
+        frame = (vision.size[1], vision.size[0])
         visions.append(vision)
-        told.append(labels(pieces, image.size, vision.grid_thw))
-        sides = np.asarray([*image.size, *image.size])
+        told.append(labels(pieces, frame, vision.grid_thw))
+        sides = np.asarray([*frame, *frame])
         boxes += [(piece.box.left, piece.box.top, piece.box.right, piece.box.bottom) / sides for piece in pieces]
-        words += [words_for(piece, image.size) for piece in pieces]
-        tokens.append(shares(pieces, image.size, vision.grid_thw))
+        words += [words_for(piece, frame) for piece in pieces]
+        tokens.append(shares(pieces, frame, vision.grid_thw))
     kinds, colours, edges, has_edges, centres = (np.concatenate(part) for part in zip(*told, strict=True))
     patches = np.concatenate([vision.patches for vision in visions])
     of_all = np.zeros((len(words), len(patches) // 4), np.float32)
@@ -124,7 +119,28 @@ def batch(options: ImageOptions, number: int, size: int = BATCH) -> Batch:
     )
 
 
-def batches(options: ImageOptions, count: int, ahead: int = 8) -> Iterator[Batch]:
+def _shown(rng: np.random.Generator, options: tuple[ImageOptions, VideoOptions]) -> tuple[Vision, list[Piece]]:
+    of_pictures, of_clips = options
+    manner = rng.random()
+    if manner < 0.45:
+        text = text_picture(rng)
+        pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
+        return image_vision(Image(text.image), of_pictures), pieces
+    if manner < 0.6:
+        scenes = clip(rng).scenes
+        frames = frame_indices(0, len(scenes) - 1, of_clips.max_frames)
+        number = 2 * int(rng.integers(len(frames) // 2))
+        pair = [scenes[frame] for frame in frames[number : number + 2]]
+        vision = video_vision(Video([scene.draw() for scene in pair]), of_clips, of_pictures)
+        # Those that stand still may share a name; the one that moves has its own.
+        both = [sorted(scene.things, key=lambda thing: (thing.name, thing.box.left)) for scene in pair]
+        return vision, [Piece(one.kind, one.colour, one.box.between(two.box)) for one, two in zip(*both, strict=True)]
+    scene = shapes_scene(rng) if manner < 0.9 else outdoor_scene(rng)
+    pieces = [Piece(thing.kind, thing.colour, thing.box, thing.size) for thing in scene.things]
+    return image_vision(Image(scene.draw()), of_pictures), pieces
+
+
+def batches(options: tuple[ImageOptions, VideoOptions], count: int, ahead: int = 8) -> Iterator[Batch]:
     """The first batches, drawn by two processes, at most so many of them ahead of what was taken."""
     room = threading.Semaphore(ahead)
 
@@ -200,21 +216,21 @@ def _covered(low: float, high: float, count: int) -> npt.NDArray[np.float64]:
 def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     """Train, and write the model with the tower it then has.
 
-    loudness: root mean square that the features have in the end, so that they begin as loud as words are.
+    loudness: root mean square that the features have in the end, before the row of a picture's token is added.
     """
     import paddle
     from paddle import nn
 
-    from examples.generator.telling import Telling, alignment
+    from examples.generator.telling import Telling
     from qvl.runtime.engine import Engine
 
     engine = Engine.load("demo", model=start)
     visual = engine.model.visual
-    words = engine.model.model.embed_tokens.weight[paddle.to_tensor(tokens_of_words(engine.processor))]
+    rows = engine.model.model.embed_tokens.weight
     for parameter in visual.parameters():
         parameter.stop_gradient = False
     paddle.seed(0)
-    telling = Telling(engine.config.hidden_size, loudness)
+    telling = Telling(rows[paddle.to_tensor(tokens_of_words(engine.processor.tokenizer))])
     cosine = paddle.optimizer.lr.CosineAnnealingDecay(LEARNING_RATE, steps - _WARMUP)
     rate = paddle.optimizer.lr.LinearWarmup(cosine, _WARMUP, 0.0, LEARNING_RATE)
     adam = paddle.optimizer.AdamW(
@@ -224,17 +240,18 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
         parameters=[*visual.parameters(), *telling.parameters()],
         grad_clip=nn.ClipGradByGlobalNorm(1.0),
     )
-    begun, lately = time.perf_counter(), np.zeros(4)
-    for step, shown in enumerate(batches(engine.processor.image_options, steps), 1):
+    begun, lately = time.perf_counter(), np.ones(4)
+    for step, shown in enumerate(batches((engine.processor.image_options, engine.processor.video_options), steps), 1):
         features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
         loss, figures = telling(features, shown)
         loss.backward()
         adam.step()
         adam.clear_grad()
         rate.step()
-        lately += 0.02 * (np.asarray(figures) - lately)
+        for number, figure in enumerate(figures):
+            lately[number] += 0.02 * (figure - lately[number]) if figure is not None else 0.0
         if step % 100 == 0:
-            mean, things, characters, off = lately / (1 - 0.98**step)
+            mean, things, characters, off = lately
             print(
                 f"{step}/{steps} loss {mean:.3f}; right: things {things:.3f}, characters {characters:.3f}; "
                 f"boxes off by {off:.4f}; {time.perf_counter() - begun:.0f} s",
@@ -242,21 +259,23 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
             )
     with paddle.no_grad():
         features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
-        matrix, added = alignment(*(_doubles(part) for part in (features, telling.words.weight.T, words)), loudness)
+        factor = loudness / features.square().mean().sqrt()
         last = visual.merger.mlp[2]
-        last.weight.set_value(paddle.to_tensor((_doubles(last.weight) @ matrix).astype(np.float32)))
-        last.bias.set_value(paddle.to_tensor((_doubles(last.bias) @ matrix + added).astype(np.float32)))
+        last.weight.set_value(last.weight * factor)
+        last.bias.set_value(last.bias * factor + rows[engine.config.image_token_id])
     engine.save(out, dtype="bfloat16")
 
 
-def tokens_of_words(processor: Processor) -> list[int]:
-    """Of all GROUPS, the way answers have them: characters stand behind a quotation mark and words behind a space."""
+def tokens_of_words(tokenizer: Tokenizer) -> list[int]:
+    """Of all GROUPS, the way answers have them: characters stand behind a quotation mark and words behind a space.
+
+    Raises ValueError when a word is not one token.
+    """
     spelled = [word if word in CHARACTERS else f" {word}" for group in GROUPS for word in group]
-    return [processor.tokenizer.encode(word)[-1] for word in spelled]
-
-
-def _doubles(tensor: Tensor) -> npt.NDArray[np.float64]:
-    return tensor.numpy().astype(np.float64)
+    tokens = [tokenizer.encode(word) for word in spelled]
+    if pieces := [word for word, ids in zip(spelled, tokens, strict=True) if len(ids) != 1]:
+        raise ValueError(f"more than a token each: {pieces}")
+    return [token for (token,) in tokens]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args(arguments)
-    teach(options.start, options.out, options.steps, STREAM)
+    teach(options.start, options.out, options.steps, 1.5 * STREAM)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ def a(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def plural(name: str) -> str:
-    """Of the kinds of things there are: "crosses", "circles"."""
+def plural(name: str, count: int = 2) -> str:
+    """Of the kinds of things there are: "crosses", "circles"; but "circle" for one."""
+    if count == 1:
+        return name
     return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
