@@ -42,7 +42,11 @@ def _more(rng: np.random.Generator, first: Scene, second: Scene) -> Turn:
     more = "both have as many"
     if counts[0] != counts[1]:
         more = f"the {'first' if counts[0] > counts[1] else 'second'} has more"
-    return Turn("compare", question, f"The first picture has {counts[0]} {plural('shape', counts[0])} and the second {counts[1]}, so {more}.")
+    return Turn(
+        "compare",
+        question,
+        f"The first picture has {counts[0]} {plural('shape', counts[0])} and the second {counts[1]}, so {more}.",
+    )
 
 
 def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None:

@@ -32,8 +32,8 @@ class Sample:
 def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     """Sample `number` of a split. turns: at most so many questions about one picture.
 
-    "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for all that is there, and for what takes the longest to learn, than those
-    by which the model is judged.
+    "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
+    all that is there, and for what takes the longest to learn, than those by which the model is judged.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()

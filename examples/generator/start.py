@@ -149,8 +149,8 @@ def attention_biases(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     Rotary embedding turns a constant query and a constant key into a score that depends on their distance alone. So the
     first layers of the tower see as a convolution does, each head one neighbour. Three heads of the language model's
     first layer see the last three words, the first step to repeating one. One tells rows of a picture apart: the token
-    of row h looks at the word 7 - h before the picture, another one in each row; columns turn too slowly for that. Heads
-    that look for what is alike (`attention_weights`) prefer tokens of pictures. All of it can be unlearnt.
+    of row h looks at the word 7 - h before the picture, another one in each row; columns turn too slowly for that.
+    Heads that look for what is alike (`attention_weights`) prefer tokens of pictures. All of it can be unlearnt.
     """
     made = {}
     vision = config.vision_config

@@ -53,7 +53,9 @@ class Telling(nn.Layer):
         of_bins = functional.cross_entropy(bins.reshape([-1, BINS]), paddle.to_tensor(wanted))
         loss = of_words + 0.5 * of_patches + 0.25 * of_bins + 4 * (of_edges + of_centres + of_boxes)
         is_character = shown.words[:, 0] >= _FIRST_CHARACTER
-        things, characters = (float(right[some].mean()) if some.any() else None for some in (~is_character, is_character))
+        things, characters = (
+            float(right[some].mean()) if some.any() else None for some in (~is_character, is_character)
+        )
         return loss, (float(loss), things, characters, float(of_boxes))
 
     def _of_words(self, pieces: paddle.Tensor, shown: Batch) -> tuple[paddle.Tensor, npt.NDArray[np.bool_]]:

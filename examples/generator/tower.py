@@ -3,8 +3,9 @@
 Published models begin with a vision tower that has been trained by itself, and for the same reason: what an answer
 says back to the tower through an untrained language model is mostly noise. Here the features of a thing or a character,
 taken together as an answer would attend to them, are to tell what it is, its colour, its size and its place, on a
-picture or two frames of a clip. They also tell where its edges are: a language model finds the place of a token by its rotary angles alone, which tell it how to
-attend and nothing that it could say. Each patch tells what it belongs to and where it is.
+picture or two frames of a clip. They also tell where its edges are: a language model finds the place of a token by its
+rotary angles alone, which tell it how to attend and nothing that it could say. Each patch tells what it belongs to and
+where it is.
 
 What is told in words is told by the rows that the language model has for them: a thing looks like the words for it, and
 can be found by its name (`start.py`). To all features is added, in the end, the row of a picture's token, by which a

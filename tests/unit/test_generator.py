@@ -13,17 +13,33 @@ from examples.generator.__main__ import record
 from examples.generator.curve import means
 from examples.generator.drawing import Box
 from examples.generator.evaluate import SPLIT, iou, is_right
-from examples.generator.samples import FEW, ONE, TRAIN, sample
-from examples.generator.telling import alignment
-from examples.generator.tower import COLOUR_NAMES, GROUPS, KINDS, Piece, batch, labels, shares, words_for
+from examples.generator.samples import FEW, TRAIN, sample
+from examples.generator.scenes import COLOURS
+from examples.generator.start import DEMO, STREAM, attention_biases, attention_weights, learn_merges, word_rows
+from examples.generator.tower import (
+    COLOUR_NAMES,
+    GROUPS,
+    KINDS,
+    THINGS,
+    Piece,
+    batch,
+    labels,
+    shares,
+    tokens_of_words,
+    words_for,
+)
 from examples.generator.turns import Turn
 from examples.generator.words import text_picture
+from qvl.hub.small_vocabulary import write_tokenizer
 from qvl.processing.image import ImageOptions
+from qvl.processing.tokenizer import Tokenizer
+from qvl.processing.video import VideoOptions
 
 OPTIONS = ImageOptions(min_pixels=19600, max_pixels=32928)
+CLIPS = VideoOptions(max_frames=8, min_pixels=12544, max_pixels=15680, total_pixels=125440)
 
 
-@pytest.mark.parametrize("split", [ONE, FEW, TRAIN, SPLIT])
+@pytest.mark.parametrize("split", [FEW, TRAIN, SPLIT])
 def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
     for number in range(12):
         first, again = sample(split, number), sample(split, number)
@@ -36,8 +52,8 @@ def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
 
 
 def test_splits_share_no_sample() -> None:
-    said = {split: [sample(split, number).turns for number in range(20)] for split in (ONE, FEW, TRAIN, SPLIT)}
-    assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW] + said[ONE]]
+    said = {split: [sample(split, number).turns for number in range(20)] for split in (FEW, TRAIN, SPLIT)}
+    assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW]]
 
 
 @pytest.mark.parametrize(
@@ -107,20 +123,46 @@ def test_words_for_a_piece_are_those_of_its_place() -> None:
     assert said == ["A", "red", None, None, None]
 
 
-def test_features_are_turned_into_words_without_a_loss() -> None:
+def test_a_name_finds_its_thing_in_the_picture_before_it_finds_itself() -> None:
+    """What an untrained model does by the weights it begins with: layer 0 copies a name, layer 1 looks for it."""
     rng = np.random.default_rng(0)
-    features, told, words = rng.normal(3, 1, (500, 24)), rng.normal(size=(7, 24)), rng.normal(size=(7, 24))
-    matrix, added = alignment(features, told, words, 0.5)
-    turned = features @ matrix + added
-    assert np.sqrt(np.mean(np.square(turned))) == pytest.approx(0.5)
-    scores, before = turned @ words.T, (features - features.mean(axis=0)) @ told.T
-    np.testing.assert_allclose(scores / scores.std(), before / before.std(), atol=1e-9)
-    np.testing.assert_allclose((turned - added) @ np.linalg.inv(matrix), features, atol=1e-9)
+    width, dim = DEMO.hidden_size, DEMO.head_dim
+    names, places = (rng.normal(0, STREAM, (count, width)) for count in (17, 6))
+    told = np.concatenate([names, places])
+    picture = rng.normal(0, STREAM, width)
+    picture -= told.T @ np.linalg.lstsq(told.T, picture, rcond=None)[0]
+    made = attention_biases(DEMO) | attention_weights(DEMO, 0, picture, names, places)
+
+    def normal(x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True))
+
+    value, out = (made[f"model.layers.0.self_attn.{kind}_proj.weight"] for kind in ("v", "o"))
+    heard = normal(names) @ value[:dim].T @ out[:, :dim].T
+    other = rng.normal(0, STREAM, width)  # the word that is read when the name has been
+    query = normal(other + heard) @ made["model.layers.1.self_attn.q_proj.weight"][:dim].T
+    query += made["model.layers.1.self_attn.q_proj.bias"][:dim]
+    key = made["model.layers.1.self_attn.k_proj.weight"][:dim]
+    things, words = (query @ (normal(tokens) @ key.T).T / np.sqrt(dim) for tokens in (names + picture, names))
+    assert (things.argmax(axis=1) == np.arange(17)).all()
+    assert (things.diagonal() - things.mean(axis=1) > 2).all()
+    assert (things.diagonal() > words.max(axis=1) + 2).all()
+
+
+def test_the_words_that_a_tower_tells_are_a_token_each(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, DEMO, learn_merges(400))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert len(set(tokens_of_words(tokenizer))) == sum(map(len, GROUPS))
+    rows, picture, names, places = word_rows(DEMO, tokenizer, seed=0)
+    assert rows.shape == (1024, 192) and len(names) == len(THINGS) + len(COLOURS) and len(places) == 6
+    np.testing.assert_allclose(np.concatenate([names, places]) @ picture, 0, atol=1e-9)
+    write_tokenizer(tmp_path, DEMO, ())
+    with pytest.raises(ValueError, match="more than a token each"):
+        tokens_of_words(Tokenizer.from_folder(tmp_path))
 
 
 def test_an_answer_names_a_thing_before_it_tells_of_it() -> None:
     told = {
-        "count": r"Number of .+: (\d|none)\.",
+        "count": r"I see .+: (\d|no) .+\.",
         "is there": r"Looking for an? .+: (yes, there is|no, there is none)\.",
     }
     seen = dict.fromkeys(told, 0)
@@ -132,14 +174,44 @@ def test_an_answer_names_a_thing_before_it_tells_of_it() -> None:
     assert min(seen.values()) > 20
 
 
+def test_what_is_counted_aloud_is_what_is_said_to_be_there() -> None:
+    seen = []
+    for number in range(200):
+        for turn in sample(TRAIN, number).turns:
+            if turn.task == "count":
+                aloud, _, said = turn.answer.rpartition(": ")
+                numbers = [int(count) for count in re.findall(r"\((\d)\)", aloud)]
+                assert numbers == list(range(1, len(numbers) + 1))
+                assert said.split()[0] == (str(len(numbers)) if numbers else "no")
+                assert said.endswith("s.") != (len(numbers) == 1 and not said.endswith("cross.")), turn.answer
+                seen.append(len(numbers))
+    assert {0, 1, 2, 3} <= set(seen)
+
+
+def test_a_difference_follows_from_what_both_pictures_show() -> None:
+    seen = set()
+    for number in range(400):
+        for turn in sample(TRAIN, number).turns:
+            if turn.task == "compare" and ", so " in turn.answer and "picture shows" in turn.answer:
+                first, second = re.fullmatch(
+                    r"The first picture shows (.+) and the second (.+), so .+\.", turn.answer
+                ).groups()
+                change = re.search(r"(become|gone|new|same)", turn.answer)[1]
+                counts = [len(re.split(", | and ", shown)) for shown in (first, second)]
+                assert counts[1] - counts[0] == {"gone": -1, "new": 1}.get(change, 0), turn.answer
+                assert (first == second) == (change == "same"), turn.answer
+                seen.add(change)
+    assert len(seen) == 4
+
+
 def test_batches_of_the_tower_fit_together() -> None:
-    made = batch(OPTIONS, 3, size=4)
+    made = batch((OPTIONS, CLIPS), 3, size=12)
     patches = sum(rows * columns for _, rows, columns in made.grids)
     assert made.patches.shape == (patches, 1176) and made.kinds.shape == made.colours.shape == (patches,)
     assert made.shares.shape == (len(made.words), patches // 4) and made.words.shape == (len(made.boxes), len(GROUPS))
     np.testing.assert_allclose(made.shares.sum(axis=1), 1, rtol=1e-5)
     assert set(made.kinds) - {0} <= set(made.words[:, 0])
-    np.testing.assert_array_equal(batch(OPTIONS, 3, size=4).patches, made.patches)
+    np.testing.assert_array_equal(batch((OPTIONS, CLIPS), 3, size=12).patches, made.patches)
 
 
 def test_a_curve_takes_a_repeated_update_once(tmp_path: Path) -> None:
