@@ -44,8 +44,8 @@ def shapes() -> Scene:
 
 
 def before(scene: Scene) -> Scene:
-    """The same without the star."""
-    return replace(scene, things=tuple(thing for thing in scene.things if thing.kind != "star"))
+    """The same without the square."""
+    return replace(scene, things=tuple(thing for thing in scene.things if thing.kind != "square"))
 
 
 def landscape() -> Scene:

@@ -37,14 +37,25 @@ def ask(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
             "Describe this picture.",
             "The picture shows a large red circle, a small blue square and a small green star.",
         ),
-        (["shapes.png"], "How many shapes are there?", "Number of shapes: 3."),
+        (
+            ["shapes.png"],
+            "How many shapes are there?",
+            "I see a red circle (1), a blue square (2) and a green star (3): 3 shapes.",
+        ),
         (["shapes.png"], "What colour is the star?", "The star is green."),
         (["shapes.png"], "Is there a yellow square?", "Looking for a yellow square: no, there is none."),
         (["shapes.png"], "Which shape is blue?", "The blue shape is a square."),
         (
             ["before.png", "shapes.png"],
             "What is the difference between the two pictures?",
-            "There is a new shape: a green star.",
+            "The first picture shows a red circle and a green star and the second a red circle, a blue square and a green "
+            "star, so the blue square is new.",
+        ),
+        (["shapes.png"], "Where is the blue square?", "The blue square is at the top right."),
+        (
+            ["shapes.png"],
+            "Where is the blue square, seen from the red circle?",
+            "Seen from the red circle, the blue square is to the right.",
         ),
         (["word.png"], "Read the text.", 'The word is "HELLO".'),
         (
