@@ -118,17 +118,25 @@ def _training(
     profile: Profile, subject: Subject, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.training import plan_training
+    from qvl.training.parts import Arrangement
 
     training = profile.training
-    each = training.micro_batch_size * options.devices
-    if training.batch_size % each:
+    arranged = Arrangement(0, options.devices, profile.tensor_parallel)
+    arranged.check(subject.config)
+    if training.batch_size % (training.micro_batch_size * arranged.replicas):
+        models = "devices" if arranged.parts == 1 else f"models of {arranged.parts} devices"
         raise UsageError(
             f"batch_size {training.batch_size} is not a multiple of micro_batch_size {training.micro_batch_size} on "
-            f"{options.devices} devices"
+            f"{arranged.replicas} {models}"
         )
     tokens = min(options.context or _SAMPLE, training.max_length)
     made: TrainingPlan = plan_training(
-        subject.config, training, dtype=options.dtype, devices=options.devices, tokens=tokens
+        subject.config,
+        training,
+        dtype=options.dtype,
+        devices=options.devices,
+        tokens=tokens,
+        parts=profile.tensor_parallel,
     )
     times = [
         _on(machine, made.memory.total, update_seconds=made.step_seconds(machine, options.devices))
@@ -173,7 +181,8 @@ def _screen(record: dict[str, Any]) -> str:
         lines.append(f"{record['context']} tokens of context, {answers} at a time")
         sent = f"a token: {_size(device['sent'])} sent by each device, in {device['exchanges']} exchanges"
     else:
-        lines.append(f"{record['batch_size']} samples of {device['tokens']} tokens an update")
+        parts = f", each model on {device['parts']} devices" if device["parts"] > 1 else ""
+        lines.append(f"{record['batch_size']} samples of {device['tokens']} tokens an update{parts}")
         sent = f"an update: {_size(device['sent'])} sent by each device"
     lines += ["", "GiB on each device"]
     lines += [f"  {label:<24}{device[name] / _GIB:9.2f}" for name, label in _PARTS.items() if name in device]

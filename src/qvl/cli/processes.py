@@ -23,7 +23,7 @@ import psutil
 
 from qvl.cli.watch import EVERY_UPDATE, LiveLine
 from qvl.environment import physical_cores
-from qvl.errors import DeviceError, QvlError
+from qvl.errors import DeviceError, QvlError, UsageError
 from qvl.training.stopping import (
     FOLDER,
     PARENT,
@@ -41,12 +41,41 @@ _POLL = 0.1
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """Machines that share a run. master: HOST:PORT of the first, free there. rank: of this one, counted from 0."""
+
+    count: int
+    master: str
+    rank: int
+
+    @staticmethod
+    def asked(count: int | None, master: str | None, rank: int | None) -> Nodes | None:
+        """From the flags of those names, which come together. None for one machine. Raises UsageError."""
+        if (count or 1) == 1 and master is None and rank is None:
+            return None
+        if count is None or master is None or rank is None:
+            raise UsageError("several machines need --nnodes, --master and --rank, all three")
+        if not re.fullmatch(r"[^\s:]+:\d{1,5}", master):
+            raise UsageError(f"--master {master}: HOST:PORT of the first machine was expected")
+        if rank >= count:
+            raise UsageError(f"--rank {rank}: of {count} machines the last is {count - 1}")
+        return Nodes(count, master, rank)
+
+    def arguments(self) -> list[str]:
+        return ["--nnodes", str(self.count), "--master", self.master, "--rank", str(self.rank)]
+
+
+@dataclass(frozen=True)
 class Processes:
-    """What to start: a process for each of `devices` ("0,1"), or `count` of them that share the CPUs."""
+    """What to start: a process for each of `devices` ("0,1"), or `count` of them that share the CPUs.
+
+    nodes: the machines that do likewise, where there are several.
+    """
 
     count: int
     devices: str | None
     logs: Path
+    nodes: Nodes | None = None
 
     @property
     def size(self) -> int:
@@ -55,6 +84,8 @@ class Processes:
     def command(self, arguments: Sequence[str]) -> list[str]:
         entry = Path(__file__).with_name("__main__.py")
         which = ["--devices", self.devices] if self.devices else ["--nproc_per_node", str(self.count)]
+        if self.nodes is not None:
+            which += self.nodes.arguments()
         launcher = [sys.executable, "-m", "paddle.distributed.launch", *which, "--log_level", "ERROR"]
         return [*launcher, "--log_dir", str(self.logs), str(entry), *arguments]
 
@@ -65,9 +96,11 @@ class Processes:
         return {"QVL_THREADS": share, **os.environ, **quiet, PARENT: str(os.getpid())}
 
 
-def log_folder(output: Path) -> Path:
+def log_folder(output: Path, nodes: Nodes | None = None) -> Path:
     """Where the processes of this machine write. Several machines may share the output."""
     logs = output / "logs"
+    if nodes is not None:
+        return logs / f"{nodes.rank}-{socket.gethostname()}"
     return logs / socket.gethostname() if os.environ.get("PADDLE_NNODES", "1") not in ("", "1") else logs
 
 
