@@ -71,4 +71,4 @@ def test_training_in_parts(qvl: Run) -> None:
     code, out, _ = qvl("plan", "--profile", "72b-lora", "--devices", "16")
     assert code == 0 and "each model on 8 devices" in out and "does not fit in 80" not in out
     code, _, err = qvl("plan", "--profile", "72b-lora", "--devices", "12")
-    assert code == 2 and "12 processes cannot have 8 parts" in err
+    assert code == 2 and "12 devices cannot be shared out to models of 8" in err

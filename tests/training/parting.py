@@ -1,6 +1,6 @@
 """Run by Paddle's launcher: the gradients of a model in parts, brought together.
 
-Arguments: a checkpoint, a folder for the result, "full" or the rank of a LoRA.
+Arguments: a checkpoint, a file for the result, "full" or the rank of a LoRA, with which layers are computed again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(checkpoint: Path, output: Path, method: str) -> None:
                 factor.set_value(paddle.to_tensor(held))
     examples = [training_example(name, checkpoint) for name in BATCH]
     model.train()
-    loss = TrainingModel(model, loss_chunk=7, recompute=False)(collate(examples, config, 10.0))
+    loss = TrainingModel(model, loss_chunk=7, recompute=method != "full")(collate(examples, config, 10.0))
     loss.backward()
     learning = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
     for parameter in learning.values():

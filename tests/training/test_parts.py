@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from qvl.model.config import ModelConfig
 from qvl.model.part import Part
 from qvl.model.shapes import FULL_72B, TINY
 from qvl.training.parts import Arrangement
+from tests.conftest import CheckpointOf
 from tests.training.runs import FULL, LORA, command, finetune, losses, records
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,9 @@ STEADY = [
     *("--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"),
     *("--set", "training.micro_batch_size=1"),
 ]
+
+
+VISION = [*FULL, "--set", "training.train=[vision, language]"]
 
 
 def gradients(checkpoint: Path, folder: Path, method: str, size: int) -> dict[str, np.ndarray]:
@@ -38,12 +43,13 @@ def gradients(checkpoint: Path, folder: Path, method: str, size: int) -> dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "size"), [("full", 2), ("full", 4), ("3", 4)])
+@pytest.mark.parametrize(("variant", "method", "size"), [("untied", "full", 2), ("tiny", "full", 4), ("tiny", "3", 4)])
 def test_gradients_of_parts_are_those_of_the_whole(
-    tiny_checkpoint: Path, tmp_path: Path, method: str, size: int
+    checkpoint_variant: CheckpointOf, tmp_path: Path, variant: str, method: str, size: int
 ) -> None:
     """Four parts share two key heads, of which each has but a share of the gradient."""
-    whole, parts = (gradients(tiny_checkpoint, tmp_path, method, count) for count in (1, size))
+    checkpoint = checkpoint_variant(variant)
+    whole, parts = (gradients(checkpoint, tmp_path, method, count) for count in (1, size))
     assert whole.keys() == parts.keys()
     for name, expected in whole.items():
         scale = max(float(np.abs(expected).max()), 1e-6)
@@ -52,22 +58,29 @@ def test_gradients_of_parts_are_those_of_the_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "processes", "sharding"), [(LORA, 2, "none"), (FULL, 2, "none"), (FULL, 4, "none"), (FULL, 4, "stage1")]
+    ("recipe", "processes", "sharding"), [(FULL, 2, "none"), (VISION, 4, "none"), (LORA, 4, "stage1")]
 )
 def test_parts_learn_what_a_whole_model_does(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, recipe: list[str], processes: int, sharding: str
 ) -> None:
-    """Four processes have two models in two parts, which see different samples."""
+    """Four processes have two models in two parts, which see different samples, and one of them no picture."""
+    samples = json.loads((data / "data.json").read_text())
+    for sample in samples[1:]:
+        sample["messages"][0]["content"] = "What is it?"
+        del sample["images"]
+    (data / "few-pictures.json").write_text(json.dumps(samples))
     flags = [*recipe, *STEADY, "--max-steps", "4", "--set", f"training.sharding={sharding}"]
     flags += ["--set", "training.eval_split=0.25", "--set", "training.eval_steps=2"]
     split = ["--nproc", str(processes), "--threads", "1", "--tensor-parallel", "2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for out, more in ((whole, []), (parts, split)):
-        run = finetune(data, out, tiny_checkpoint, *flags, *more)
+        run = finetune(data, out, tiny_checkpoint, *flags, *more, file="few-pictures.json")
         assert run.returncode == 0, run.stderr
     for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
         got, expected = ([record[key] for record in records(out)] for out in (parts, whole))
         np.testing.assert_allclose(got, expected, rtol=tolerance)
+    lines = [[json.loads(line)["loss"] for line in (out / "eval.jsonl").open()] for out in (parts, whole)]
+    np.testing.assert_allclose(*lines, rtol=1e-5)
     for key in ("tokens", "supervised_tokens"):
         assert [record[key] for record in records(parts)] == [record[key] for record in records(whole)]
     (result,) = (path.name for path in whole.iterdir() if path.name in ("adapter", "model"))
@@ -103,7 +116,7 @@ def test_a_run_goes_on_in_another_number_of_parts(
 def test_what_cannot_be_shared_out_is_refused() -> None:
     Arrangement(5, 8, 4).check(TINY)
     assert Arrangement(5, 8, 4).replica == 1 and Arrangement(5, 8, 4).part() == Part(1, 4)
-    with pytest.raises(UsageError, match="6 processes cannot have 4 parts"):
+    with pytest.raises(UsageError, match="6 devices cannot be shared out to models of 4"):
         Arrangement(0, 6, 4).check(TINY)
     with pytest.raises(UsageError, match="cannot be split in 3 equal parts; 2, 4"):
         Arrangement(0, 3, 3).check(TINY)
@@ -112,7 +125,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--nproc", "3", "--tensor-parallel", "2"], "3 processes cannot have 2 parts"),
+        (["--nproc", "3", "--tensor-parallel", "2"], "3 devices cannot be shared out to models of 2"),
         (["--tensor-parallel", "2", "--set", "training.eval_answers=2"], "cannot answer while it learns"),
     ],
 )

@@ -106,7 +106,7 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
     _prepare_training(recipe)
     output = Path(data.output)
-    from qvl.cli.processes import Nodes
+    from qvl.cli.processes import Nodes, nodes_of_environment
 
     nodes = Nodes.asked(machines.nnodes, machines.master, machines.node)
     here = _processes_here(profile, recipe, nodes)
@@ -116,7 +116,7 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
         from qvl.training.stopping import as_one_of_several
 
         with as_one_of_several():
-            complete = _train(profile, data, run, here * (nodes.count if nodes else 1))
+            complete = _train(profile, data, run, here * (nodes.count if nodes else nodes_of_environment()))
     if not complete:
         return
     result = output / ("adapter" if profile.training.method == "lora" else "model")

@@ -101,7 +101,13 @@ def log_folder(output: Path, nodes: Nodes | None = None) -> Path:
     logs = output / "logs"
     if nodes is not None:
         return logs / f"{nodes.rank}-{socket.gethostname()}"
-    return logs / socket.gethostname() if os.environ.get("PADDLE_NNODES", "1") not in ("", "1") else logs
+    return logs / socket.gethostname() if nodes_of_environment() > 1 else logs
+
+
+def nodes_of_environment() -> int:
+    """How many machines the launcher's own variable names, which may be a range such as 2:4: then the fewest."""
+    first = os.environ.get("PADDLE_NNODES", "1").partition(":")[0]
+    return int(first) if first.isdecimal() else 1
 
 
 def run_processes(processes: Processes, arguments: Sequence[str], line: LiveLine) -> list[Outcome]:
@@ -176,7 +182,7 @@ def _foreseen(processes: Processes, outcomes: Sequence[Outcome]) -> QvlError | N
     if foreseen:
         first = foreseen[0]
         # What all of them find, such as a sample that is broken, is not the fault of one.
-        where = "" if len({o.message for o in foreseen}) == 1 < len(foreseen) else _name(processes, first.rank)
+        where = "" if len({o.message for o in foreseen}) == 1 < len(foreseen) else _name(processes, first.local)
         return ProcessError(f"{where}{first.message}", first.code)
     return None
 
@@ -184,7 +190,7 @@ def _foreseen(processes: Processes, outcomes: Sequence[Outcome]) -> QvlError | N
 def _unforeseen(processes: Processes, outcomes: Sequence[Outcome], said: str, code: int) -> QvlError:
     """Which process failed first: the others fail of losing it."""
     ended = {int(rank): int(number) for rank, number in _FAILED.findall(said)}
-    silent = sorted(set(range(processes.size)) - {outcome.rank for outcome in outcomes})
+    silent = sorted(set(range(processes.size)) - {outcome.local for outcome in outcomes})
     # A process whose neighbour is gone is aborted by gloo, and says so; one that was killed says nothing.
     lost = [rank for rank in silent if "terminate called" in _end_of(processes.logs / _LOG.format(rank))]
     killed = [rank for rank in silent if rank not in lost and ended.get(rank) != -signal.SIGTERM]
@@ -196,7 +202,7 @@ def _unforeseen(processes: Processes, outcomes: Sequence[Outcome], said: str, co
         hint = "; is there enough memory?" if number == -signal.SIGKILL or number is None else ""
         return ProcessError(f"{_name(processes, rank)}{how}{hint}", 1)
     if unforeseen:
-        return ProcessError(f"{_name(processes, unforeseen[0].rank)}{unforeseen[0].message}", 1)
+        return ProcessError(f"{_name(processes, unforeseen[0].local)}{unforeseen[0].message}", 1)
     lines = [line for line in said.splitlines() if line.strip()]
     if not ended:
         return DeviceError(f"the processes could not be started: {lines[-1] if lines else f'exit code {code}'}")

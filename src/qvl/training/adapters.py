@@ -121,7 +121,7 @@ def _initialize(factor: paddle.Tensor, model: Qwen2VL, name: str) -> None:
     initializer = nn.initializer.KaimingUniform(negative_slope=math.sqrt(5), nonlinearity="leaky_relu")
     whole = paddle.create_parameter(shape, factor.dtype, default_initializer=initializer)
     with paddle.no_grad():
-        whole[cut.start : cut.stop].contiguous()._share_underline_tensor_to(factor)
+        whole[cut.start : cut.stop].clone()._share_underline_tensor_to(factor)
 
 
 Whole = Callable[[str, paddle.Tensor], paddle.Tensor]

@@ -29,9 +29,9 @@ class Holders:
         own = self.rank // self.part.size
         return self.of.get(name, own) == own
 
-    def of_weights(self) -> Holders:
-        """Of the parameters themselves, which every model has all of."""
-        return Holders(self.rank, {}, self.part, self.config)
+    def asks(self, name: str) -> bool:
+        """Whether any process but the first has something to bring of a parameter."""
+        return self.part.size > 1 or bool(self.of.get(name, 0))
 
     def whole_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """Of a parameter of which this part has `shape`."""
@@ -56,13 +56,16 @@ class Holders:
         sources, axis = self._sources(name, like)
         pieces = []
         for source in sources:
-            piece = tensor if self.rank == source else paddle.zeros_like(like)
-            assert piece is not None
+            piece = tensor
             if source:
+                if piece is None or self.rank != source:
+                    piece = paddle.zeros_like(like)
                 # To all, though one is meant: gloo counts what a process has taken part in, and loses a message between
                 # two of more than two.
                 paddle.distributed.broadcast(piece, src=source)
-            pieces.append(piece if self.rank == 0 else None)
+            if self.rank == 0:
+                assert piece is not None
+                pieces.append(piece if len(sources) == 1 else piece.cpu())  # a device may be full
         if self.rank:
             return None
         return pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=axis)

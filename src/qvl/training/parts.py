@@ -27,8 +27,8 @@ class Arrangement:
         """Raise UsageError where the processes or the model cannot be shared out."""
         if self.processes % self.parts:
             raise UsageError(
-                f"{self.processes} processes cannot have {self.parts} parts of a model each; "
-                "give tensor_parallel a divisor of their number"
+                f"{self.processes} devices cannot be shared out to models of {self.parts} parts; "
+                "their number has to be a multiple of tensor_parallel"
             )
         Part(0, self.parts).check(config)
         if config.vocab_size % self.parts:

@@ -225,19 +225,14 @@ def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 DESCRIPTION = "run.json"
+# What a resumed run may do otherwise than before: it changes no loss.
+_MAY_CHANGE = ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding", "eval_answers")
 _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
 
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    for key in (
-        "workers",
-        "save_steps",
-        "save_total_limit",
-        "cache_mb",
-        "sharding",
-        "eval_answers",
-    ):  # may change between sittings
+    for key in _MAY_CHANGE:
         del training[key]
     return {
         "profile": asdict(run.profile),

@@ -47,6 +47,8 @@ def save_optimizer(
     def tensors() -> Iterator[npt.NDArray[Any]]:
         for key in shapes:
             name, _, kind = key.rpartition(":")
+            if holders.rank and not holders.asks(name):
+                continue
             held = _held(state, parameters[name].name, kind) if holders.has(name) else None
             shape = parameters[name].shape if kind in _LIKE_PARAMETER else [1]
             tensor = holders.bring(name, held, paddle.empty(shape, "float32") if held is None else held)

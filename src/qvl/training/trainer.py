@@ -124,6 +124,12 @@ class SftTrainer(Trainer):
         self.optimizer = fleet.distributed_optimizer(self.optimizer)
         return model
 
+    def training_step(self, model: nn.Layer, inputs: Any, step_control: int = 0) -> paddle.Tensor:
+        """Every process has the same gradients to sum, whichever its samples reached."""
+        loss = super().training_step(model, inputs, step_control)
+        self.fill_gradients()
+        return loss
+
     def get_train_dataloader(self) -> Loader:
         return self.loader
 
@@ -240,7 +246,6 @@ class Recorder(TrainerCallback):
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
-        self.trainer.fill_gradients()
         complete_gradients(self.trainer.learning(), self.trainer.part, self.trainer.config)
         self._grad_norm = self.trainer.update_norm = self.trainer.grad_norm()
 
