@@ -65,3 +65,10 @@ def test_a_long_context_and_many_answers_take_more(qvl: Run) -> None:
 def test_what_cannot_be_planned(qvl: Run, arguments: tuple[str, ...], message: str) -> None:
     code, out, err = qvl("plan", *arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_training_in_parts(qvl: Run) -> None:
+    code, out, _ = qvl("plan", "--profile", "72b-lora", "--devices", "16")
+    assert code == 0 and "each model on 8 devices" in out and "does not fit in 80" not in out
+    code, _, err = qvl("plan", "--profile", "72b-lora", "--devices", "12")
+    assert code == 2 and "12 devices cannot be shared out to models of 8" in err

@@ -90,3 +90,25 @@ def test_the_document_has_these_numbers() -> None:
         "run python -m qvl.planning.tables and put what it prints into docs/scaling.md"
     )
     assert all(machine.name in text for machine in MACHINES)
+
+
+def test_parts_of_a_model_hold_less_and_exchange_what_layers_give() -> None:
+    options = replace(
+        load_profile("2b-full").training, batch_size=64, micro_batch_size=1, sharding="none", recompute=False
+    )
+    plans = {
+        (devices, parts): plan_training(TINY, options, dtype="bfloat16", devices=devices, tokens=200, parts=parts)
+        for devices, parts in ((1, 1), (2, 2), (4, 2), (8, 1))
+    }
+    whole, parts, both = plans[1, 1], plans[2, 2], plans[4, 2]
+    model = empty_model(TINY, "bfloat16", part=Part(0, 2))
+    assert parts.memory.weights == both.memory.weights == 2 * sum(int(p.size) for p in model.parameters())
+    assert parts.memory.gradients < whole.memory.gradients and parts.memory.activations < whole.memory.activations
+    # 64 samples of 200 tokens; three layers with two sums each way, the embedding and the head; 64 numbers of 2 bytes.
+    assert parts.sent == parts.sent_in_parts == 64 * 200 * (3 * 4 + 2) * 64 * 2
+    assert both.sent_in_parts == parts.sent / 2
+    assert both.sent - both.sent_in_parts == both.memory.gradients // 4 * 8 / 2
+    assert plans[8, 1].sent_in_parts == 0
+    machine = Machine("made up", 1, bandwidth=1e9, flops=1e12, link=1e8, between_nodes=1e6, per_node=2, latency=0)
+    near, far = both.sent_in_parts / 1e8, (both.sent - both.sent_in_parts) / 1e6
+    assert both.step_seconds(machine, 4) == pytest.approx(both.flops / 1e12 + near + far)

@@ -6,13 +6,16 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from qvl.cli import render
 from qvl.cli.options import flattened, option
 from qvl.cli.watch import LiveLine, Watch
 from qvl.errors import DeviceError, UsageError
 from qvl.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from qvl.cli.processes import Nodes
 
 _NEEDS = "qvl finetune needs PaddleNLP: pip install -c constraints.txt 'qvl[train]'"
 _RANK = "PADDLE_TRAINER_ID"
@@ -54,11 +57,27 @@ class RecipeOptions:
     max_steps: Annotated[int | None, option("--max-steps", min=1, help="Updates, in place of epochs.")] = None
     seed: Annotated[int | None, option("--seed", min=0, help="Of data order, initialisation and dropout.")] = None
     device: Annotated[str | None, option("--device", metavar="auto|cpu|gpu", help="Where to train.")] = None
-    nproc: Annotated[int, option("--nproc", min=1, help="Processes on this machine, one for each GPU.")] = 1
+    nproc: Annotated[
+        int | None, option("--nproc", min=1, metavar="N", help="Processes on this machine, one for each GPU.")
+    ] = None
+    tensor_parallel: Annotated[
+        int | None, option("--tensor-parallel", min=1, metavar="N", help="Split the model over so many of them.")
+    ] = None
     devices: Annotated[
         str | None, option("--devices", metavar="0,1,...", help="These GPUs of this machine, a process for each.")
     ] = None
     threads: Annotated[int | None, option("--threads", min=1, help="CPU threads of each process.")] = None
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """Several machines, each of which runs the same command with its own --rank."""
+
+    panel: ClassVar[str] = "Machines"
+
+    nnodes: Annotated[int | None, option("--nnodes", min=1, metavar="N", help="How many.")] = None
+    master: Annotated[str | None, option("--master", metavar="HOST:PORT", help="Of the first, a free port.")] = None
+    node: Annotated[int | None, option("--rank", min=0, metavar="I", help="Which one this is, from 0.")] = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class RunOptions:
 
 
 @flattened
-def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
+def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, run: RunOptions) -> None:
     """Teach a model from conversations with pictures and clips, by LoRA or whole."""
     if data.data is None:
         raise UsageError("--data FILE is missing: the conversations to learn from")
@@ -87,13 +106,17 @@ def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
     _prepare_training(recipe)
     output = Path(data.output)
-    if (recipe.nproc > 1 or recipe.devices) and _RANK not in os.environ:
-        complete = _train_in_processes(recipe, run, output)
+    from qvl.cli.processes import Nodes, nodes_of_environment
+
+    nodes = Nodes.asked(machines.nnodes, machines.master, machines.node)
+    here = _processes_here(profile, recipe, nodes)
+    if (here > 1 or recipe.devices or nodes) and _RANK not in os.environ and not run.dry_run:
+        complete = _train_in_processes(recipe, here, nodes, run, output)
     else:
         from qvl.training.stopping import as_one_of_several
 
         with as_one_of_several():
-            complete = _train(profile, data, run)
+            complete = _train(profile, data, run, here * (nodes.count if nodes else nodes_of_environment()))
     if not complete:
         return
     result = output / ("adapter" if profile.training.method == "lora" else "model")
@@ -106,8 +129,18 @@ def finetune(data: DataOptions, recipe: RecipeOptions, run: RunOptions) -> None:
     render.note(f"ask it: qvl infer {flag} {result} PICTURE -p QUESTION", run.quiet)
 
 
-def _train(profile: Profile, data: DataOptions, run: RunOptions) -> bool:
-    """In this process. Whether there is a result, and it is for this one to say so."""
+def _processes_here(profile: Profile, recipe: RecipeOptions, nodes: Nodes | None) -> int:
+    """How many there are on this machine: those asked for, or as many as the model has parts."""
+    if recipe.devices is not None:
+        return len(recipe.devices.split(","))
+    return recipe.nproc or (profile.tensor_parallel if nodes is None else 1)
+
+
+def _train(profile: Profile, data: DataOptions, run: RunOptions, count: int) -> bool:
+    """In this process. Whether there is a result, and it is for this one to say so.
+
+    count: of the processes that there would be, which a dry run does not start.
+    """
     from qvl.training import finetune as training
     from qvl.training import run as runs
     from qvl.training.stopping import FOLDER
@@ -116,7 +149,11 @@ def _train(profile: Profile, data: DataOptions, run: RunOptions) -> bool:
     first = os.environ.get(_RANK, "0") == "0"
     watch = Watch(quiet=run.quiet or not first)
     request = runs.Request(
-        data=Path(data.data), output=Path(data.output), resume=run.resume, check_data=data.check_data
+        data=Path(data.data),
+        output=Path(data.output),
+        resume=run.resume,
+        check_data=data.check_data,
+        processes=count if run.dry_run and _RANK not in os.environ else None,
     )
     laid_out = runs.lay_out(profile, request, watch)
     if run.dry_run:
@@ -132,7 +169,7 @@ def _train(profile: Profile, data: DataOptions, run: RunOptions) -> bool:
     return first and FOLDER not in os.environ  # which is set by the process that started this one and will say it
 
 
-def _train_in_processes(recipe: RecipeOptions, run: RunOptions, output: Path) -> bool:
+def _train_in_processes(recipe: RecipeOptions, count: int, nodes: Nodes | None, run: RunOptions, output: Path) -> bool:
     """In several processes of this machine. Whether there is a result, and it is for this one to say so."""
     from qvl.cli.processes import Processes, log_folder, run_processes
 
@@ -140,10 +177,10 @@ def _train_in_processes(recipe: RecipeOptions, run: RunOptions, output: Path) ->
         from qvl.training.run import check_gpus
 
         check_gpus(recipe.devices)
-    processes = Processes(recipe.nproc, recipe.devices, log_folder(output))
+    processes = Processes(count, recipe.devices, log_folder(output, nodes), nodes)
     with LiveLine(run.quiet) as line:
         outcomes = run_processes(processes, sys.argv[1:], line)
-    return not run.dry_run and any(outcome.rank == 0 for outcome in outcomes)
+    return any(outcome.rank == 0 for outcome in outcomes)
 
 
 def _profile(recipe: RecipeOptions) -> Profile:
@@ -151,7 +188,13 @@ def _profile(recipe: RecipeOptions) -> Profile:
     if profile.command != "finetune":
         raise UsageError(f"profile {recipe.profile!r} is for qvl {profile.command}; take one such as 2b-lora")
     changes: dict[str, Any] = {
-        key: value for key, value in (("model", recipe.model), ("device", recipe.device)) if value is not None
+        key: value
+        for key, value in (
+            ("model", recipe.model),
+            ("device", recipe.device),
+            ("tensor_parallel", recipe.tensor_parallel),
+        )
+        if value is not None
     }
     training = {
         key: value for key, value in (("max_steps", recipe.max_steps), ("seed", recipe.seed)) if value is not None

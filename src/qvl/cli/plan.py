@@ -33,7 +33,10 @@ class PlanOptions:
     settings: Annotated[list[str], option("--set", metavar="KEY=VALUE", help="Any key of the profile. Repeatable.")] = (
         field(default_factory=list)
     )
-    devices: Annotated[int, option("--devices", min=1, metavar="N", help="How many.")] = 1
+    devices: Annotated[
+        int | None,
+        option("--devices", min=1, metavar="N", help="How many; as many as the profile splits a model over."),
+    ] = None
     machine: Annotated[
         str | None,
         option("--machine", metavar="NAME", help="One of A100-80G, H100, H200, A10, 4090; else all of them."),
@@ -61,7 +64,9 @@ def plan(options: PlanOptions) -> None:
         if options.dtype not in ("bfloat16", "float16", "float32"):
             raise UsageError(f"--dtype {options.dtype}: bfloat16, float16 or float32 was expected")
         machines, subject = _machines(options.machine), subject_of(profile)
-        record = (_training if profile.command == "finetune" else _inference)(profile, subject, options, machines)
+        devices = options.devices or profile.tensor_parallel
+        planned = _training if profile.command == "finetune" else _inference
+        record = planned(profile, subject, devices, options, machines)
         print(json.dumps(record, indent=2) if options.as_json else _screen(record), flush=True)
 
 
@@ -78,7 +83,7 @@ def _machines(name: str | None) -> tuple[Machine, ...]:
 
 
 def _inference(
-    profile: Profile, subject: Subject, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, devices: int, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.inference import InferenceSetting, plan_inference
 
@@ -95,7 +100,7 @@ def _inference(
         replace(subject, max_pixels=area).picture,
         options.dtype,
         options.dtype if profile.cache_dtype == "auto" else profile.cache_dtype,
-        options.devices,
+        devices,
         context,
         tokens,
         options.batch,
@@ -105,46 +110,53 @@ def _inference(
         _on(
             machine,
             made.total,
-            token_seconds=made.step_seconds(machine, options.devices),
-            prompt_seconds=made.prompt_seconds(machine, options.devices),
+            token_seconds=made.step_seconds(machine, devices),
+            prompt_seconds=made.prompt_seconds(machine, devices),
         )
         for machine in machines
     ]
     asked = {"context": context, "new_tokens": tokens, "batch": options.batch}
-    return {**_heading(profile, options), **asked, "device": made.to_json(), "machines": times}
+    return {**_heading(profile, devices, options), **asked, "device": made.to_json(), "machines": times}
 
 
 def _training(
-    profile: Profile, subject: Subject, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, devices: int, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.training import plan_training
+    from qvl.training.parts import Arrangement
 
     training = profile.training
-    each = training.micro_batch_size * options.devices
-    if training.batch_size % each:
+    arranged = Arrangement(0, devices, profile.tensor_parallel)
+    arranged.check(subject.config)
+    if training.batch_size % (training.micro_batch_size * arranged.replicas):
+        models = "devices" if arranged.parts == 1 else f"models of {arranged.parts} devices"
         raise UsageError(
             f"batch_size {training.batch_size} is not a multiple of micro_batch_size {training.micro_batch_size} on "
-            f"{options.devices} devices"
+            f"{arranged.replicas} {models}"
         )
     tokens = min(options.context or _SAMPLE, training.max_length)
     made: TrainingPlan = plan_training(
-        subject.config, training, dtype=options.dtype, devices=options.devices, tokens=tokens
+        subject.config,
+        training,
+        dtype=options.dtype,
+        devices=devices,
+        tokens=tokens,
+        parts=profile.tensor_parallel,
     )
     times = [
-        _on(machine, made.memory.total, update_seconds=made.step_seconds(machine, options.devices))
-        for machine in machines
+        _on(machine, made.memory.total, update_seconds=made.step_seconds(machine, devices)) for machine in machines
     ]
     return {
-        **_heading(profile, options),
+        **_heading(profile, devices, options),
         "batch_size": training.batch_size,
         "device": made.to_json(),
         "machines": times,
     }
 
 
-def _heading(profile: Profile, options: PlanOptions) -> dict[str, Any]:
+def _heading(profile: Profile, devices: int, options: PlanOptions) -> dict[str, Any]:
     names = {"profile": profile.name, "model": profile.model, "command": profile.command}
-    return {**names, "dtype": options.dtype, "devices": options.devices}
+    return {**names, "dtype": options.dtype, "devices": devices}
 
 
 def _on(machine: Machine, total: int, **seconds: float) -> dict[str, Any]:
@@ -173,7 +185,8 @@ def _screen(record: dict[str, Any]) -> str:
         lines.append(f"{record['context']} tokens of context, {answers} at a time")
         sent = f"a token: {_size(device['sent'])} sent by each device, in {device['exchanges']} exchanges"
     else:
-        lines.append(f"{record['batch_size']} samples of {device['tokens']} tokens an update")
+        parts = f", each model on {device['parts']} devices" if device["parts"] > 1 else ""
+        lines.append(f"{record['batch_size']} samples of {device['tokens']} tokens an update{parts}")
         sent = f"an update: {_size(device['sent'])} sent by each device"
     lines += ["", "GiB on each device"]
     lines += [f"  {label:<24}{device[name] / _GIB:9.2f}" for name, label in _PARTS.items() if name in device]

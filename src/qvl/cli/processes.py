@@ -23,7 +23,7 @@ import psutil
 
 from qvl.cli.watch import EVERY_UPDATE, LiveLine
 from qvl.environment import physical_cores
-from qvl.errors import DeviceError, QvlError
+from qvl.errors import DeviceError, QvlError, UsageError
 from qvl.training.stopping import (
     FOLDER,
     PARENT,
@@ -41,12 +41,41 @@ _POLL = 0.1
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """Machines that share a run. master: HOST:PORT of the first, free there. rank: of this one, counted from 0."""
+
+    count: int
+    master: str
+    rank: int
+
+    @staticmethod
+    def asked(count: int | None, master: str | None, rank: int | None) -> Nodes | None:
+        """From the flags of those names, which come together. None for one machine. Raises UsageError."""
+        if (count or 1) == 1 and master is None and rank is None:
+            return None
+        if count is None or master is None or rank is None:
+            raise UsageError("several machines need --nnodes, --master and --rank, all three")
+        if not re.fullmatch(r"[^\s:]+:\d{1,5}", master):
+            raise UsageError(f"--master {master}: HOST:PORT of the first machine was expected")
+        if rank >= count:
+            raise UsageError(f"--rank {rank}: of {count} machines the last is {count - 1}")
+        return Nodes(count, master, rank)
+
+    def arguments(self) -> list[str]:
+        return ["--nnodes", str(self.count), "--master", self.master, "--rank", str(self.rank)]
+
+
+@dataclass(frozen=True)
 class Processes:
-    """What to start: a process for each of `devices` ("0,1"), or `count` of them that share the CPUs."""
+    """What to start: a process for each of `devices` ("0,1"), or `count` of them that share the CPUs.
+
+    nodes: the machines that do likewise, where there are several.
+    """
 
     count: int
     devices: str | None
     logs: Path
+    nodes: Nodes | None = None
 
     @property
     def size(self) -> int:
@@ -55,6 +84,8 @@ class Processes:
     def command(self, arguments: Sequence[str]) -> list[str]:
         entry = Path(__file__).with_name("__main__.py")
         which = ["--devices", self.devices] if self.devices else ["--nproc_per_node", str(self.count)]
+        if self.nodes is not None:
+            which += self.nodes.arguments()
         launcher = [sys.executable, "-m", "paddle.distributed.launch", *which, "--log_level", "ERROR"]
         return [*launcher, "--log_dir", str(self.logs), str(entry), *arguments]
 
@@ -65,10 +96,18 @@ class Processes:
         return {"QVL_THREADS": share, **os.environ, **quiet, PARENT: str(os.getpid())}
 
 
-def log_folder(output: Path) -> Path:
+def log_folder(output: Path, nodes: Nodes | None = None) -> Path:
     """Where the processes of this machine write. Several machines may share the output."""
     logs = output / "logs"
-    return logs / socket.gethostname() if os.environ.get("PADDLE_NNODES", "1") not in ("", "1") else logs
+    if nodes is not None:
+        return logs / f"{nodes.rank}-{socket.gethostname()}"
+    return logs / socket.gethostname() if nodes_of_environment() > 1 else logs
+
+
+def nodes_of_environment() -> int:
+    """How many machines the launcher's own variable names, which may be a range such as 2:4: then the fewest."""
+    first = os.environ.get("PADDLE_NNODES", "1").partition(":")[0]
+    return int(first) if first.isdecimal() else 1
 
 
 def run_processes(processes: Processes, arguments: Sequence[str], line: LiveLine) -> list[Outcome]:
@@ -143,7 +182,7 @@ def _foreseen(processes: Processes, outcomes: Sequence[Outcome]) -> QvlError | N
     if foreseen:
         first = foreseen[0]
         # What all of them find, such as a sample that is broken, is not the fault of one.
-        where = "" if len({o.message for o in foreseen}) == 1 < len(foreseen) else _name(processes, first.rank)
+        where = "" if len({o.message for o in foreseen}) == 1 < len(foreseen) else _name(processes, first.local)
         return ProcessError(f"{where}{first.message}", first.code)
     return None
 
@@ -151,7 +190,7 @@ def _foreseen(processes: Processes, outcomes: Sequence[Outcome]) -> QvlError | N
 def _unforeseen(processes: Processes, outcomes: Sequence[Outcome], said: str, code: int) -> QvlError:
     """Which process failed first: the others fail of losing it."""
     ended = {int(rank): int(number) for rank, number in _FAILED.findall(said)}
-    silent = sorted(set(range(processes.size)) - {outcome.rank for outcome in outcomes})
+    silent = sorted(set(range(processes.size)) - {outcome.local for outcome in outcomes})
     # A process whose neighbour is gone is aborted by gloo, and says so; one that was killed says nothing.
     lost = [rank for rank in silent if "terminate called" in _end_of(processes.logs / _LOG.format(rank))]
     killed = [rank for rank in silent if rank not in lost and ended.get(rank) != -signal.SIGTERM]
@@ -163,7 +202,7 @@ def _unforeseen(processes: Processes, outcomes: Sequence[Outcome], said: str, co
         hint = "; is there enough memory?" if number == -signal.SIGKILL or number is None else ""
         return ProcessError(f"{_name(processes, rank)}{how}{hint}", 1)
     if unforeseen:
-        return ProcessError(f"{_name(processes, unforeseen[0].rank)}{unforeseen[0].message}", 1)
+        return ProcessError(f"{_name(processes, unforeseen[0].local)}{unforeseen[0].message}", 1)
     lines = [line for line in said.splitlines() if line.strip()]
     if not ended:
         return DeviceError(f"the processes could not be started: {lines[-1] if lines else f'exit code {code}'}")

@@ -142,8 +142,13 @@ def _whole(file: SafetensorsFile, name: str) -> Array:
 
 
 def linear_shapes(model: nn.Layer) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer of a model that an adapter may be for, which a convolution is not."""
-    return {name: place.shape for name, place in _places(model).items()}
+    """(out, in) of every linear layer of a model that an adapter may be for, which a convolution is not.
+
+    Of the whole layer, also where the model is a part of one.
+    """
+    places = _places(model)
+    cuts = _cuts(model, places)
+    return {name: _whole_shape(place.shape, cuts[name]) for name, place in places.items()}
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def apply_adapter(model: nn.Layer, adapter: Adapter, scale: float = 1.0) -> Call
 
     places = _places(model)
     cuts = _cuts(model, places)
-    adapter.check({name: _whole_shape(place.shape, cuts[name]) for name, place in places.items()})
+    adapter.check(linear_shapes(model))
     hooks = []
     for name in adapter.modules:
         a, b = adapter.factors(name)

@@ -61,6 +61,7 @@ class Attention(nn.Layer):
         residual: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         added = () if residual is None else (residual,)
+        x = self.part.shared(x)
         return self.part.summed(self.o_proj(self._attended(x, rotary, lengths, caches), *added))
 
     def _attended(
@@ -138,6 +139,7 @@ class MLP(nn.Layer):
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
         if self.gate_up_proj is not None:
             return self.down_proj(ops.swiglu(self.gate_up_proj(x)), residual)
+        x = self.part.shared(x)
         return self.part.summed(self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x))))
 
 

@@ -45,22 +45,42 @@ def inference_rows() -> Iterator[Sequence[str]]:
 
 def training_rows() -> Iterator[Sequence[str]]:
     """Each profile with an update of 64 samples of 2048 tokens."""
-    yield ("profile", "devices", "weights", "gradients", "optimiser", "activations", "together", "sent", *_NAMES)
-    for name in ("2b-lora", "2b-full", "7b-lora", "7b-full", "72b-lora"):
+    yield (
+        "profile",
+        "devices",
+        "parts",
+        "weights",
+        "gradients",
+        "optimiser",
+        "activations",
+        "together",
+        "sent",
+        *_NAMES,
+    )
+    for name, parts in (
+        ("2b-lora", 1),
+        ("2b-full", 1),
+        ("7b-lora", 1),
+        ("7b-full", 1),
+        ("7b-full", 4),
+        ("72b-lora", 8),
+    ):
         profile = load_profile(name)
         config = published_config(profile.model)
         assert config is not None
         options = replace(profile.training, batch_size=_SAMPLES, micro_batch_size=1)
         for devices in (1, 8, 64):
-            plan = plan_training(config, options, dtype="bfloat16", devices=devices, tokens=_TOKENS)
+            if devices < parts:
+                continue
+            plan = plan_training(config, options, dtype="bfloat16", devices=devices, tokens=_TOKENS, parts=parts)
             held = plan.memory
-            parts = (held.weights, held.gradients, held.optimizer, held.activations + held.loss, held.total)
+            sizes = (held.weights, held.gradients, held.optimizer, held.activations + held.loss, held.total)
             seconds = (
                 f"{plan.step_seconds(machine, devices):.2f}" if held.total <= machine.memory else "-"
                 for machine in MACHINES
             )
             sent = f"{plan.sent / GIB:.2f}" if devices > 1 else "-"
-            yield (name, str(devices), *(f"{part / GIB:.1f}" for part in parts), sent, *seconds)
+            yield (name, str(devices), str(parts), *(f"{size / GIB:.1f}" for size in sizes), sent, *seconds)
 
 
 def markdown(rows: Iterator[Sequence[str]]) -> str:

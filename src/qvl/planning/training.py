@@ -1,4 +1,4 @@
-"""Training on several devices, each with the whole model and its own samples."""
+"""Training on several devices: models that learn from different samples, each whole on a device or in parts."""
 
 from __future__ import annotations
 
@@ -15,44 +15,55 @@ from qvl.training.estimate import Estimate
 class TrainingPlan:
     """Bytes on one device by parts, and of one update.
 
-    sent: to other devices: gradients in float32, summed by a ring, and with sharding the parameters that were changed.
+    sent: to other devices. Between models, gradients in float32, summed by a ring, and with sharding the parameters
+    that were changed. Between the parts of one, `sent_in_parts` of it: what layers give, and its gradients.
     flops: of one device for an update whose samples have `tokens` each.
     """
 
     memory: Estimate
     tokens: int
+    parts: int
     sent: int
+    sent_in_parts: int
     flops: float
 
     def step_seconds(self, machine: Machine, devices: int) -> float:
-        """The least time of an update."""
-        return self.flops / machine.flops + (self.sent / machine.sending(devices) if devices > 1 else 0.0)
+        """The least time of an update. The parts of a model are next to each other."""
+        between = self.sent - self.sent_in_parts
+        sending = between / machine.sending(devices) if devices > self.parts else 0.0
+        if self.parts > 1:
+            sending += self.sent_in_parts / machine.sending(self.parts)
+        return self.flops / machine.flops + sending
 
     def to_json(self) -> dict[str, Any]:
         parts = {name: getattr(self.memory, name) for name in self.memory.__dataclass_fields__}
-        return {**parts, "total": self.memory.total, "tokens": self.tokens, "sent": self.sent, "flops": self.flops}
+        figures = {name: getattr(self, name) for name in ("tokens", "parts", "sent", "sent_in_parts", "flops")}
+        return {**parts, "total": self.memory.total, **figures}
 
 
 def plan_training(
-    config: ModelConfig, options: TrainingOptions, *, dtype: str, devices: int, tokens: int
+    config: ModelConfig, options: TrainingOptions, *, dtype: str, devices: int, tokens: int, parts: int = 1
 ) -> TrainingPlan:
     """tokens: of each sample, half of them of a picture, say; the vision tower counts as many patches as the estimate.
 
     Of each parameter of the language model a token costs 2 operations forward, 2 for the gradient of what came in, and
     2 for the gradient of the parameter where it learns; with recompute, 2 more. Attention adds 2 * tokens * hidden_size
-    a layer and direction.
+    a layer and direction. In parts, each layer has two sums forward and two backward, and two more with recompute; the
+    embedding has one, and so has the gradient of the head. Factors of LoRA that parts have in common are not counted.
     """
     from qvl.training.run import estimate_training
 
     micro = options.micro_batch_size * tokens
-    memory, learning, total = estimate_training(config, options, dtype, micro, devices)
-    samples = options.batch_size / devices
-    forward = 2.0 * total * tokens + 2.0 * tokens * tokens * config.hidden_size * config.num_hidden_layers
+    memory, _, _ = estimate_training(config, options, dtype, micro, devices, parts)
+    size, replicas = 4 if dtype == "float32" else 2, devices // parts
+    held, learning = memory.weights // size, memory.gradients // 4
+    samples = options.batch_size / replicas
+    forward = 2.0 * held * tokens + 2.0 * tokens * tokens * config.hidden_size / parts * config.num_hidden_layers
     passes = 2 + (1 if options.recompute else 0)
     flops = samples * (passes * forward + 2.0 * learning * tokens)
-    ring = (devices - 1) / devices
     sharded = options.sharding == "stage1"
-    size = 4 if dtype == "float32" else 2
     # Sharded: gradients go to whoever keeps their state, and what is learnt comes back.
-    sent = ring * learning * (4 + size if sharded else 2 * 4)
-    return TrainingPlan(memory, tokens, round(sent), flops)
+    between = (replicas - 1) / replicas * learning * (4 + size if sharded else 2 * 4)
+    sums = config.num_hidden_layers * (6 if options.recompute else 4) + 2
+    within = samples * sums * tokens * config.hidden_size * size * 2 * (parts - 1) / parts
+    return TrainingPlan(memory, tokens, parts, round(between + within), round(within), flops)

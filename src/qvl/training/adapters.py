@@ -6,15 +6,17 @@ whole paths, so the vision tower is never caught by name, and a target that is n
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from qvl.errors import CheckpointError, UsageError
 from qvl.model.adapter import Adapter, Factors, linear_shapes, write_adapter
@@ -102,16 +104,35 @@ def add_lora(
     for name, parameter in lora.model.named_parameters():
         is_factor = name.endswith((".lora_A", ".lora_B"))
         if is_factor:
-            parameter.initialize()
+            _initialize(parameter, model, name)
         parameter.stop_gradient = not is_factor
     lora.train()
     return lora
 
 
-def save_adapter(lora: Any, folder: Path, base_name: str | None) -> None:
+def _initialize(factor: paddle.Tensor, model: Qwen2VL, name: str) -> None:
+    """As PaddleNLP does. A part of a model draws the whole factor and keeps its stretch, so that all draw the same."""
+    cut = model.part.cut(name, model.config)
+    if cut is None or name.endswith(".lora_B"):  # which is zero
+        factor.initialize()
+        return
+    shape = list(factor.shape)
+    shape[cut.axis] = cut.whole
+    initializer = nn.initializer.KaimingUniform(negative_slope=math.sqrt(5), nonlinearity="leaky_relu")
+    whole = paddle.create_parameter(shape, factor.dtype, default_initializer=initializer)
+    with paddle.no_grad():
+        whole[cut.start : cut.stop].clone()._share_underline_tensor_to(factor)
+
+
+Whole = Callable[[str, paddle.Tensor], paddle.Tensor]
+
+
+def save_adapter(lora: Any, folder: Path, base_name: str | None, whole: Whole = lambda _, factor: factor) -> None:
     """Write the factors of a LoRAModel as a PEFT folder, float32. base_name: what the base is found by, a hub id say.
 
-    The folder appears when it is complete. Raises CheckpointError when it is already there.
+    whole: from the name of a factor and what this model has of it, where it is a part of one, to all of it; called once
+    for each in the order of `factors_of`. The folder appears when it is complete. Raises CheckpointError when it is
+    already there.
     """
     layers = _lora_layers(lora)
     modules = list(layers)
@@ -123,7 +144,8 @@ def save_adapter(lora: Any, folder: Path, base_name: str | None) -> None:
         target_modules=_as_targets(modules, list(linear_shapes(lora.model))),
         base_model=base_name,
     )
-    write_adapter(folder, config, {name: _factors(layer) for name, layer in layers.items()})
+    brought = {name: whole(name, factor) for name, factor in factors_of(lora)}
+    write_adapter(folder, config, {name: _turned(brought, name) for name in modules})
 
 
 def load_adapter_into(lora: Any, folder: Path) -> None:
@@ -146,18 +168,27 @@ def load_adapter_into(lora: Any, folder: Path) -> None:
             )
     for name, layer in layers.items():
         a, b = adapter.factors(name)
-        for parameter, values in ((layer.lora_A, a.T), (layer.lora_B, b.T)):
+        for kind, parameter, values in (("lora_A", layer.lora_A, a.T), ("lora_B", layer.lora_B, b.T)):
+            if (cut := lora.model.part.cut(f"{name}.{kind}", lora.model.config)) is not None:
+                values = np.take(values, range(cut.start, cut.stop), axis=cut.axis)
             tensor = paddle.to_tensor(np.ascontiguousarray(values))
             parameter.set_value(tensor.astype(parameter.dtype))
+
+
+def factors_of(lora: Any) -> Iterator[tuple[str, paddle.Tensor]]:
+    """The factors of a LoRAModel by name, such as "model.layers.0.self_attn.q_proj.lora_A"."""
+    for name, layer in _lora_layers(lora).items():
+        yield f"{name}.lora_A", layer.lora_A
+        yield f"{name}.lora_B", layer.lora_B
 
 
 def _lora_layers(lora: Any) -> dict[str, Any]:
     return {name: layer for name, layer in lora.model.named_sublayers() if hasattr(layer, "lora_A")}
 
 
-def _factors(layer: Any) -> Factors:
-    """PaddleNLP has them as [in, r] and [r, out], PEFT turned over."""
-    a, b = (parameter.astype("float32").numpy().T for parameter in (layer.lora_A, layer.lora_B))
+def _turned(factors: Mapping[str, paddle.Tensor], name: str) -> Factors:
+    """Those of a layer. PaddleNLP has them as [in, r] and [r, out], PEFT turned over."""
+    a, b = (factors[f"{name}.{kind}"].astype("float32").numpy().T for kind in ("lora_A", "lora_B"))
     return np.ascontiguousarray(a), np.ascontiguousarray(b)
 
 

@@ -30,16 +30,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Size:
-    """What there is to hold. total, learning: parameters in all, and those that learn; held: those of which one device
-    keeps the optimiser's state. tokens, patches: of the largest micro-batch.
+    """What one device has.
+
+    weights, learning: parameters in all, and those that learn; held: those of which it keeps the optimiser's state.
+    tokens, patches: of the largest micro-batch. parts: into how many the model is split.
     """
 
-    total: int
+    weights: int
     learning: int
     held: int
     tokens: int
     patches: int
     dtype: str
+    parts: int = 1
 
 
 def estimate(config: ModelConfig, options: TrainingOptions, run: Size) -> Estimate:
@@ -47,18 +50,19 @@ def estimate(config: ModelConfig, options: TrainingOptions, run: Size) -> Estima
     size = _SIZES[run.dtype]
     # 16-bit weights learn through float32 copies, with float32 gradients.
     master = 4 if size == 2 else 0
-    layer = _layer_numbers(config, run.tokens) * size
+    layer = _layer_numbers(config, run.tokens, run.parts) * size
     kept = config.num_hidden_layers * (run.tokens * config.hidden_size * size if options.recompute else layer)
     vision_learns = options.method == "full" and "vision" in options.train
     width = config.vision_config.embed_dim * 14 + config.vision_config.intermediate_size * 4
     vision = run.patches * width * size * (config.vision_config.depth if vision_learns else 1)
-    head = 4 * config.vocab_size * config.hidden_size if options.method == "full" and "language" in options.train else 0
+    words = config.vocab_size // run.parts
+    head = 4 * words * config.hidden_size if options.method == "full" and "language" in options.train else 0
     return Estimate(
-        weights=run.total * size,
+        weights=run.weights * size,
         gradients=run.learning * 4,
         optimizer=run.held * (8 + master),
         activations=kept + (layer if options.recompute else 0) + vision,
-        loss=3 * 4 * min(options.loss_chunk, run.tokens) * config.vocab_size + head,
+        loss=3 * 4 * min(options.loss_chunk, run.tokens) * words + head,
     )
 
 
@@ -70,8 +74,12 @@ def largest_share(sizes: Sequence[int], devices: int) -> int:
     return max(shares)
 
 
-def _layer_numbers(config: ModelConfig, tokens: int) -> int:
-    """Numbers that one decoder layer keeps: norms, projections, rotary products in float32, attention, the MLP."""
-    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    per_token = 6 * config.hidden_size + 6 * heads + 4 * config.intermediate_size
-    return tokens * per_token + config.num_attention_heads * tokens * tokens // 2
+def _layer_numbers(config: ModelConfig, tokens: int, parts: int) -> int:
+    """Numbers that one decoder layer keeps: norms, projections, rotary products in float32, attention, the MLP.
+
+    A part has its share of the heads and columns, and all of what stands between them.
+    """
+    queries, keys = config.num_attention_heads // parts, max(1, config.num_key_value_heads // parts)
+    heads = (queries + 2 * keys) * config.head_dim
+    per_token = 6 * config.hidden_size + 6 * heads + 4 * config.intermediate_size // parts
+    return tokens * per_token + queries * tokens * tokens // 2

@@ -24,9 +24,11 @@ from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import fill_model, load_model  # noqa: E402
 from qvl.training.checkpoints import check_writable, clear_partials, last_checkpoint, write_result  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
+from qvl.training.holders import Holders  # noqa: E402
 from qvl.training.judging import Answerer, Judge  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
 from qvl.training.model import TrainingModel, choose_trained  # noqa: E402
+from qvl.training.parts import part_group  # noqa: E402
 from qvl.training.record import EvaluationFile, MetricsFile, ScalarLog, StepRecord  # noqa: E402
 from qvl.training.run import (  # noqa: E402
     DESCRIPTION,
@@ -51,6 +53,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     need, learning, total = estimate_run(run)
     observer.estimated(need, learning, total)
     check_writable(output, (options.save_total_limit + 1) * _checkpoint_bytes(run, learning, total))
+    arguments = _arguments(run)  # which group the processes
     model = load_model(
         run.folder,
         run.config,
@@ -58,6 +61,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
         attention=run.placement.attention,
         layout=None if run.profile.weight_layout == "auto" else run.profile.weight_layout,
         allow_pickle=run.profile.allow_pickle,
+        part=run.arrangement.part(part_group()) if run.arrangement.parts > 1 else None,
     )
     weights = _weights(run, model)
     cache_bytes = options.cache_mb * 2**20
@@ -66,7 +70,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
         run.plan,
         Subset(source, run.trained),
         run.config,
-        rank=paddle.distributed.get_rank(),
+        rank=run.arrangement.replica,
         steps=run.steps,
         workers=options.workers,
     )
@@ -80,7 +84,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
 
     with signals() as asked, _room_on_disk(output):
         recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
-        trainer = _trainer(run, model, loader, weights, recorder)
+        trainer = _trainer(run, arguments, model, loader, weights, recorder)
         trainer.best_step = reporter.best_step
         observer.started(run.steps, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -104,21 +108,37 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Weights:
-    """How what a run learns is written to a folder and read back."""
+    """How what a run learns is written to a folder and read back.
+
+    give: what the processes that do not save call meanwhile.
+    """
 
     name: str
     save: Callable[[Path], None]
     load: Callable[[Path], None]
+    give: Callable[[], None]
 
 
 def _weights(run: Run, model: Qwen2VL) -> Weights:
     """Choose what learns, and say how to keep it."""
     dtype = run.placement.dtype
+    holders = Holders(run.arrangement.process, part=model.part, config=run.config)
+
+    def whole(name: str, held: paddle.Tensor) -> paddle.Tensor:
+        brought = holders.bring(name, held, held)
+        assert brought is not None
+        return brought
+
     if run.options.method == "full":
         choose_trained(model, run.options.train)
-        save = partial(save_model, model, source=run.folder, dtype=dtype)
-        return Weights("model", save, lambda folder: fill_model(model, folder, dtype))
-    from qvl.training.adapters import add_lora, load_adapter_into, save_adapter
+        save = partial(save_model, model, source=run.folder, dtype=dtype, whole=whole)
+        return Weights(
+            "model",
+            save,
+            lambda folder: fill_model(model, folder, dtype),
+            lambda: holders.give(model.named_parameters()),
+        )
+    from qvl.training.adapters import add_lora, factors_of, load_adapter_into, save_adapter
 
     lora = run.options.lora
     paddle.seed(run.options.seed)
@@ -134,9 +154,14 @@ def _weights(run: Run, model: Qwen2VL) -> Weights:
     base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else run.profile.model
 
     def save_lora(folder: Path) -> None:
-        save_adapter(wrapped, folder, base)
+        save_adapter(wrapped, folder, base, whole)
 
-    return Weights("adapter", save_lora, lambda folder: load_adapter_into(wrapped, folder))
+    return Weights(
+        "adapter",
+        save_lora,
+        lambda folder: load_adapter_into(wrapped, folder),
+        lambda: holders.give(factors_of(wrapped)),
+    )
 
 
 class Reporter:
@@ -187,16 +212,24 @@ def _recorder(run: Run, held_out: Subset, reporter: Reporter, wants_stop: Callab
     )
 
 
-def _trainer(run: Run, model: Qwen2VL, loader: Loader, weights: Weights, recorder: Any) -> Any:
-    from qvl.training.trainer import SftTrainer, make_arguments
+def _arguments(run: Run) -> Any:
+    from qvl.training.trainer import make_arguments
+
+    return make_arguments(run.options, run.request.output, run.steps, run.plan, run.placement, run.arrangement.parts)
+
+
+def _trainer(run: Run, arguments: Any, model: Qwen2VL, loader: Loader, weights: Weights, recorder: Any) -> Any:
+    from qvl.training.trainer import SftTrainer
 
     options = run.options
     trainer = SftTrainer(
         TrainingModel(model, loss_chunk=options.loss_chunk, recompute=options.recompute),
-        make_arguments(options, run.request.output, run.steps, run.plan, run.placement),
+        arguments,
         loader,
         save_weights=lambda folder: weights.save(folder / weights.name),
         load_weights=lambda folder: weights.load(folder / weights.name),
+        give_weights=weights.give,
+        arrangement=run.arrangement,
         save_total_limit=options.save_total_limit,
         callbacks=[recorder],
     )
@@ -233,6 +266,8 @@ def _finish(run: Run, weights: Weights) -> Path:
     """Put the result in its own folder beside the checkpoints."""
     if paddle.distributed.get_rank() == 0:
         write_result(run.request.output, weights.name, weights.save)
-    if run.plan.ranks > 1:
+    else:
+        weights.give()
+    if run.arrangement.processes > 1:
         paddle.distributed.barrier()  # a process that loses its neighbour is aborted, whatever it is at
     return run.request.output / weights.name

@@ -11,22 +11,39 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
+from qvl.model.part import Part
+
 
 def linear_cross_entropy(
-    hidden: paddle.Tensor, weight: paddle.Tensor, targets: paddle.Tensor, *, tied: bool, chunk: int = 256
+    hidden: paddle.Tensor,
+    weight: paddle.Tensor,
+    targets: paddle.Tensor,
+    *,
+    tied: bool,
+    chunk: int = 256,
+    part: Part | None = None,
+    first_word: int = 0,
 ) -> paddle.Tensor:
     """Sum over tokens of -log softmax(hidden W)[target], float32 [].
 
     hidden: [K, H], the states that predict; targets: int64 [K], every one of them a word. weight: [H, V], or [V, H]
     with `tied` (the embedding). chunk: tokens at a time. Gradients flow to hidden and, if it learns, to weight.
+    part: where several hold some of the words each, weight being those from `first_word` on; all have the same hidden
+    and targets, and get the same loss and the same gradient of hidden.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, tied, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, targets - first_word, tied, chunk, part or Part())
 
 
 class _LinearCrossEntropy(PyLayer):
     @staticmethod
     def forward(
-        ctx: Any, hidden: paddle.Tensor, weight: paddle.Tensor, targets: paddle.Tensor, tied: bool, chunk: int
+        ctx: Any,
+        hidden: paddle.Tensor,
+        weight: paddle.Tensor,
+        targets: paddle.Tensor,
+        tied: bool,
+        chunk: int,
+        part: Part,
     ) -> paddle.Tensor:
         learns = not weight.stop_gradient
         total = paddle.zeros([], "float32")
@@ -35,7 +52,7 @@ class _LinearCrossEntropy(PyLayer):
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             logits = paddle.matmul(rows, weight, transpose_y=tied).astype("float32")
-            loss, slope = _softmax_slope(logits, wanted)
+            loss, slope = _softmax_slope(logits, wanted, part)
             total = total + loss
             slope = slope.astype(hidden.dtype)
             grads.append(paddle.matmul(slope, weight, transpose_y=not tied))
@@ -45,7 +62,8 @@ class _LinearCrossEntropy(PyLayer):
                     grad_weight.addmm_(first.transpose([1, 0]), second)  # no product as large as the weight beside it
                 else:
                     grad_weight += paddle.matmul(first, second, transpose_x=True).astype("float32")
-        ctx.save_for_backward(paddle.concat(grads, axis=0))
+        # In one sum: each word has its share in the gradient of what came in.
+        ctx.save_for_backward(part.summed(paddle.concat(grads, axis=0).detach()))
         ctx.grad_weight = None if grad_weight is None else grad_weight.astype(weight.dtype)
         return total
 
@@ -59,17 +77,21 @@ class _LinearCrossEntropy(PyLayer):
         return first, second, None
 
 
-def _softmax_slope(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+def _softmax_slope(logits: paddle.Tensor, targets: paddle.Tensor, part: Part) -> tuple[paddle.Tensor, paddle.Tensor]:
     """The summed loss of a chunk of logits [n, V], and its gradient with respect to them: softmax minus one-hot.
 
-    The logits are used up.
+    The logits are used up. targets: counted from this part's first word, of which it may have none.
     """
     index = targets.unsqueeze(-1)
     top = logits.max(axis=-1, keepdim=True)
-    wanted = paddle.take_along_axis(logits, index, axis=-1)
+    own = paddle.ones_like(top)
+    if part.size > 1:
+        paddle.distributed.all_reduce(top, paddle.distributed.ReduceOp.MAX, group=part.group)
+        own = paddle.logical_and(index >= 0, index < logits.shape[-1]).astype("float32")
+        index = index.clip(0, logits.shape[-1] - 1)
+    wanted = part.summed(paddle.take_along_axis(logits, index, axis=-1) * own)
     slope = logits.subtract_(top).exp_()  # in place: a chunk of logits is the largest array there is
-    sums = slope.sum(axis=-1, keepdim=True)
+    sums = part.summed(slope.sum(axis=-1, keepdim=True))
     loss = (paddle.log(sums) + top - wanted).sum()
     slope.divide_(sums)
-    minus_one = paddle.full_like(index, -1.0, dtype="float32")
-    return loss, paddle.put_along_axis(slope, index, minus_one, axis=-1, reduce="add")
+    return loss, paddle.put_along_axis(slope, index, -own, axis=-1, reduce="add")

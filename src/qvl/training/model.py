@@ -50,7 +50,15 @@ class TrainingModel(nn.Layer):
         tied = model.lm_head is None
         weight = model.model.embed_tokens.weight if model.lm_head is None else model.lm_head.weight
         targets = paddle.to_tensor(batch.targets)
-        total = linear_cross_entropy(hidden, weight, targets, tied=tied, chunk=self.loss_chunk)
+        total = linear_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            tied=tied,
+            chunk=self.loss_chunk,
+            part=model.part,
+            first_word=model.part.words(model.config).start,
+        )
         return total / batch.normaliser
 
     def _features(self, batch: Batch) -> paddle.Tensor | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from qvl.errors import DeviceError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, own_device, place  # noqa: E402
+from qvl.model.part import Part  # noqa: E402
 from qvl.model.quantization import refuse_quantised  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.profile import Profile  # noqa: E402
@@ -32,18 +34,24 @@ from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
 from qvl.training.estimate import Estimate, Size, estimate, largest_share  # noqa: E402
 from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
 from qvl.training.model import part_of  # noqa: E402
+from qvl.training.parts import Arrangement, arrangement  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
 from qvl.training.record import StepRecord  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked for beside its profile. check_data: decode every sample before training starts."""
+    """What a run is asked for beside its profile.
+
+    check_data: decode every sample before training starts. processes: how many the run is laid out for, where those
+    that were started are not meant.
+    """
 
     data: Path
     output: Path
     resume: bool = False
     check_data: bool = False
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Run:
     prepared: Prepared
     held_out: npt.NDArray[np.int64]
     trained: npt.NDArray[np.int64]
+    arrangement: Arrangement
     plan: Plan
     steps: int
 
@@ -112,12 +121,18 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     options = profile.training
     if profile.quantize not in ("auto", "none"):
         raise UsageError(f"quantised weights cannot learn; leave out quantize={profile.quantize}")
-    if profile.tensor_parallel > 1 or profile.devices is not None:
-        raise UsageError("training does not split a model; leave out tensor_parallel and devices (see --devices)")
+    if profile.devices is not None:
+        raise UsageError("the devices of training are those of its processes; leave out devices (see --devices)")
+    if profile.tensor_parallel > 1 and options.eval_answers:
+        raise UsageError("a model in parts cannot answer while it learns; set training.eval_answers=0")
     placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
     refuse_quantised(folder, "fine-tuning")
+    arranged = arrangement(profile.tensor_parallel, request.processes)
+    arranged.check(config)
+    if arranged.parts > 1 and placement.dtype == "float16":
+        raise UsageError("a model in parts learns in bfloat16 or float32, not in float16")
     processor = load_processor(folder, config, profile)
     check_writable(request.output, 0)
     dataset = load_dataset(request.data, seed=options.seed)
@@ -137,48 +152,76 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
         prepared.supervised_tokens[trained],
         batch_size=options.batch_size,
         micro_batch_size=options.micro_batch_size,
-        ranks=paddle.distributed.get_world_size(),
+        ranks=arranged.replicas,
         seed=options.seed,
         balance=options.balance_lengths,
     )
     steps = options.max_steps or plan.steps(options.epochs)
     return Run(
-        profile, request, folder, config, processor, placement, dataset, prepared, held_out, trained, plan, steps
+        profile,
+        request,
+        folder,
+        config,
+        processor,
+        placement,
+        dataset,
+        prepared,
+        held_out,
+        trained,
+        arranged,
+        plan,
+        steps,
     )
 
 
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:
     """Memory of a run by parts, parameters that learn, and parameters in all. Loads nothing."""
     tokens = max(run.prepared.tokens) * run.options.micro_batch_size
-    return estimate_training(run.config, run.options, run.placement.dtype, tokens, run.plan.ranks)
+    arranged = run.arrangement
+    return estimate_training(run.config, run.options, run.placement.dtype, tokens, arranged.processes, arranged.parts)
 
 
 def estimate_training(
-    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int, devices: int = 1
+    config: ModelConfig, options: TrainingOptions, dtype: str, tokens: int, devices: int = 1, parts: int = 1
 ) -> tuple[Estimate, int, int]:
-    """The same for micro-batches of at most `tokens`, before any data is known."""
+    """The same for micro-batches of at most `tokens`, before any data is known.
+
+    The memory is that of one device of `devices`, each `parts` of which have a model together; the numbers of
+    parameters are of the whole model.
+    """
     from qvl.model.weights import empty_model
 
-    model = empty_model(config, dtype)
-    sizes = {name: int(parameter.size) for name, parameter in model.named_parameters()}
+    model, part = empty_model(config, dtype), Part(0, parts)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if options.method == "full":
-        learning = [size for name, size in sizes.items() if part_of(name) in options.train]
+        learning = {name: shape for name, shape in shapes.items() if part_of(name) in options.train}
     else:
         from qvl.training.adapters import lora_modules
 
-        lora = options.lora
-        shapes = {name.removesuffix(".weight"): p.shape for name, p in model.named_parameters()}
-        modules = lora_modules(model, lora.targets, lora.parts)
-        learning = [lora.rank * width for name in modules for width in shapes[name]]
+        learning = {
+            f"{name}.{kind}": shape
+            for name in lora_modules(model, options.lora.targets, options.lora.parts)
+            for kind, shape in _factor_shapes(shapes[f"{name}.weight"], options.lora.rank)
+        }
+    held = [part.held(name, shape, config) for name, shape in learning.items()]
     size = Size(
-        total=sum(sizes.values()),
-        learning=sum(learning),
-        held=largest_share(learning, devices if options.sharding == "stage1" else 1),
+        weights=sum(part.held(name, shape, config) for name, shape in shapes.items()),
+        learning=sum(held),
+        held=largest_share(held, devices // parts if options.sharding == "stage1" else 1),
         tokens=tokens,
         patches=tokens * config.vision_config.spatial_merge_size**2,
         dtype=dtype,
+        parts=parts,
     )
-    return estimate(config, options, size), size.learning, size.total
+    return estimate(config, options, size), _numbers(learning.values()), _numbers(shapes.values())
+
+
+def _factor_shapes(weight: tuple[int, ...], rank: int) -> tuple[tuple[str, tuple[int, int]], ...]:
+    return ("lora_A", (weight[0], rank)), ("lora_B", (rank, weight[1]))
+
+
+def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
 
 
 DESCRIPTION = "run.json"
@@ -189,14 +232,7 @@ _HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their
 
 def description(run: Run) -> dict[str, Any]:
     training = asdict(run.options)
-    for key in (
-        "workers",
-        "save_steps",
-        "save_total_limit",
-        "cache_mb",
-        "sharding",
-        "eval_answers",
-    ):  # may change between sittings
+    for key in _MAY_CHANGE:
         del training[key]
     return {
         "profile": asdict(run.profile),
@@ -205,7 +241,8 @@ def description(run: Run) -> dict[str, Any]:
         "data_report": run.prepared.report.to_json(),
         "training": json.loads(json.dumps(training)),
         "steps": run.steps,
-        "devices": run.plan.ranks,
+        "devices": run.arrangement.processes,
+        "tensor_parallel": run.arrangement.parts,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
         | {"paddle": paddle.__version__},
     }

@@ -5,8 +5,7 @@ Paddle keys it by names it generates, which change with the order in which layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import paddle
 
 from qvl.errors import CheckpointError
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, SafetensorsWriter
+from qvl.training.holders import ALONE, Holders
 
 # What AdamW keeps of a parameter: the end of Paddle's key, and ours.
 _KINDS = {
@@ -29,37 +29,6 @@ _OURS = "master_weight"
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", _OURS)  # the powers of the betas are single numbers
 
 
-@dataclass(frozen=True)
-class Holders:
-    """Which process keeps the state of which parameter, by its name in the checkpoint; all keep all when `of` is empty.
-
-    rank: that of this process.
-    """
-
-    rank: int = 0
-    of: Mapping[str, int] = field(default_factory=dict)
-
-    def has(self, name: str) -> bool:
-        return self.of.get(name, self.rank) == self.rank
-
-    def bring(self, name: str, tensor: paddle.Tensor | None, shape: Sequence[int]) -> paddle.Tensor | None:
-        """A float32 tensor of a parameter from its holder, where it is not None, to rank 0. Both have to call it."""
-        holder = self.of.get(name, 0)
-        if self.rank == 0:
-            if holder == 0:
-                return tensor
-            tensor = paddle.zeros(list(shape), "float32")
-            paddle.distributed.recv(tensor, src=holder)
-            return tensor
-        if holder == self.rank:
-            assert tensor is not None
-            paddle.distributed.send(tensor, dst=0)
-        return None
-
-
-ALONE = Holders()
-
-
 def save_optimizer(
     path: Path, optimizer: Any, parameters: Mapping[str, paddle.Tensor], holders: Holders = ALONE
 ) -> None:
@@ -70,16 +39,19 @@ def save_optimizer(
     """
     state = optimizer.state_dict()
     shapes = {
-        f"{name}:{kind}": tuple(parameter.shape) if kind in _LIKE_PARAMETER else (1,)
+        f"{name}:{kind}": holders.whole_shape(name, parameter.shape) if kind in _LIKE_PARAMETER else (1,)
         for name, parameter in parameters.items()
         for kind in (*_KINDS.values(), *([_OURS] if parameter.dtype != paddle.float32 else ()))
     }
 
     def tensors() -> Iterator[npt.NDArray[Any]]:
-        for key, shape in shapes.items():
+        for key in shapes:
             name, _, kind = key.rpartition(":")
+            if holders.rank and not holders.asks(name):
+                continue
             held = _held(state, parameters[name].name, kind) if holders.has(name) else None
-            tensor = holders.bring(name, held, shape)
+            shape = parameters[name].shape if kind in _LIKE_PARAMETER else [1]
+            tensor = holders.bring(name, held, paddle.empty(shape, "float32") if held is None else held)
             if tensor is not None:
                 yield tensor.numpy()
 
@@ -120,7 +92,10 @@ def load_optimizer(
             if not holders.has(name):
                 continue
             rows = [block.copy() for block in file.rows(key, 1 << 16)]
-            values = paddle.to_tensor(np.concatenate(rows).reshape(stored.shape).astype(STORED_DTYPES["F32"]))
+            numbers = np.concatenate(rows).reshape(stored.shape).astype(STORED_DTYPES["F32"])
+            if kind in _LIKE_PARAMETER:
+                numbers = np.ascontiguousarray(numbers[holders.stretch(name)])
+            values = paddle.to_tensor(numbers)
             if kind == _OURS:
                 values.name = parameter.name + "_fp32_master_0"
                 state[_MASTER][parameter.name] = values

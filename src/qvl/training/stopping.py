@@ -23,6 +23,7 @@ FOLDER = "_QVL_PROCESS_FOLDER"
 PARENT = "_QVL_PROCESS_PARENT"
 RANK = "PADDLE_TRAINER_ID"
 _LOCAL_SIZE = "PADDLE_LOCAL_SIZE"
+_LOCAL_RANK = "PADDLE_LOCAL_RANK"
 # Seconds to wait for the others; one that was killed is noticed by the launcher before.
 _LEAVE = 60.0
 _OUTCOME = "ended-{}.json"
@@ -67,7 +68,11 @@ def signals(kinds: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended. foreseen: by an error of ours, whose message is for the user. when: seconds since 1970."""
+    """How a process ended.
+
+    rank: among all; local: among those of its machine, which is how the launcher counts. foreseen: by an error of ours,
+    whose message is for the user. when: seconds since 1970.
+    """
 
     rank: int
     code: int
@@ -75,6 +80,7 @@ class Outcome:
     foreseen: bool = False
     stopped_by: int | None = None
     when: float = 0.0
+    local: int = 0
 
     def write(self, folder: Path) -> None:
         """At once, so that it is whole or not there."""
@@ -104,10 +110,11 @@ def as_one_of_several() -> Iterator[None]:
         return
     _stop_without(int(os.environ[PARENT]))
     rank = int(os.environ[RANK])
+    local = int(os.environ.get(_LOCAL_RANK, rank))
 
     def say(code: int, message: str = "", foreseen: bool = False, stopped_by: int | None = None) -> None:
         with contextlib.suppress(OSError):  # a full disk, say, which is then what the error itself is about
-            Outcome(rank, code, message, foreseen, stopped_by, time.time()).write(Path(folder))
+            Outcome(rank, code, message, foreseen, stopped_by, time.time(), local).write(Path(folder))
 
     try:
         yield

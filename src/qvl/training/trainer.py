@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ from qvl.model.device import Placement
 from qvl.profile_training import TrainingOptions
 from qvl.training.batch import Batch, collate
 from qvl.training.checkpoints import STATE, rotate, write_checkpoint
+from qvl.training.holders import Holders
 from qvl.training.loader import Loader, Source
 from qvl.training.model import TrainingModel
+from qvl.training.parts import Arrangement, Clip, complete_gradients, mark_parts, square_norm
 from qvl.training.plan import Plan
 from qvl.training.record import StepRecord
-from qvl.training.state import ALONE, Holders, load_optimizer, save_optimizer
+from qvl.training.state import load_optimizer, save_optimizer
+from qvl.training.sums import together
 
 logger.set_level("WARNING")  # by default it prints every argument and more, some 150 lines
 _OPTIMIZER = "optimizer.safetensors"
@@ -39,7 +42,8 @@ _SCHEDULER = "scheduler.json"
 class SftTrainer(Trainer):
     """Trains a TrainingModel on the batches of a Loader.
 
-    save_weights: writes what the run learns into a folder; load_weights: reads it back from one.
+    save_weights: writes what the run learns into a folder; load_weights: reads it back from one. give_weights: has the
+    process that saves bring what this one has a part of.
     """
 
     def __init__(
@@ -50,17 +54,22 @@ class SftTrainer(Trainer):
         *,
         save_weights: Callable[[Path], None],
         load_weights: Callable[[Path], None],
+        give_weights: Callable[[], None] = lambda: None,
+        arrangement: Arrangement | None = None,
         save_total_limit: int,
         callbacks: list[TrainerCallback],
     ) -> None:
+        self.config, self.part = model.qwen.config, model.qwen.part
+        self.arrangement = arrangement or Arrangement(args.process_index, max(1, args.world_size))
         # The dataset is named for its length only; batches come from the loader.
         super().__init__(model=model, args=args, train_dataset=loader.source, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.loader = loader
-        self.save_weights, self.load_weights = save_weights, load_weights
+        self.save_weights, self.load_weights, self.give_weights = save_weights, load_weights, give_weights
         self.keep = save_total_limit
         self.update_loss = 0.0
         self.update_tokens = [0, 0]  # supervised, all
+        self.update_norm = 0.0
         self.stopped = False  # by a signal, before its end
         self.best_step: int | None = None  # whose checkpoint is kept, whatever its age
 
@@ -75,10 +84,9 @@ class SftTrainer(Trainer):
 
     def _holders(self) -> Holders:
         """Who keeps what of the optimiser's state: its part each with sharding, else all of it all of them."""
-        if not self.sharding:
-            return ALONE
-        sharded = self.optimizer._inner_opt._param2rank
-        return Holders(self.args.process_index, {name: sharded[p.name] for name, p in self.learning().items()})
+        sharded = self.optimizer._inner_opt._param2rank if self.sharding else {}
+        of = {name: sharded[p.name] for name, p in self.learning().items()} if sharded else {}
+        return Holders(self.args.process_index, of, self.part, self.config)
 
     def fill_gradients(self) -> None:
         """Give zeros to parameters that this update does not reach, such as a tower that learns and sees no picture.
@@ -96,13 +104,31 @@ class SftTrainer(Trainer):
     def grad_norm(self) -> float:
         """Of the update's gradients, before they are clipped. Called by all processes together."""
         holders = self._holders()
-        mine = [p for name, p in self.learning().items() if holders.has(name)]
-        gradients = [p.main_grad if hasattr(p, "main_grad") else p.grad for p in mine]
-        # In one pass, as when they are clipped; a power and its sum take 40 times as long on a CPU.
-        square = sum(paddle._C_ops.squared_l2_norm(gradient.astype("float32")).item() for gradient in gradients)
+        mine = {name: p for name, p in self.learning().items() if holders.has(name)}
+        square = square_norm(mine, self.part, self.config)
         if holders.of:  # the others have only seen their own samples' share of these gradients
-            square = together([square])[0]
+            square = together([square])[0] / self.part.size
         return float(np.sqrt(square))
+
+    def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
+        """With a model in parts, the optimiser alone is fleet's: the parts talk to each other by themselves."""
+        if self.part.size == 1 or not training:
+            return super()._wrap_model(model, training)
+        from paddle.distributed import fleet
+        from paddle.distributed.fleet.utils import mix_precision_utils
+
+        if self.args.amp_master_grad:
+            mix_precision_utils.MixPrecisionLayer(model, dtype=self.amp_dtype)
+            self.optimizer = mix_precision_utils.MixPrecisionOptimizer(self.adamw)
+        mark_parts(self.learning(), self.part, self.config)
+        self.optimizer = fleet.distributed_optimizer(self.optimizer)
+        return model
+
+    def training_step(self, model: nn.Layer, inputs: Any, step_control: int = 0) -> paddle.Tensor:
+        """Every process has the same gradients to sum, whichever its samples reached."""
+        loss = super().training_step(model, inputs, step_control)
+        self.fill_gradients()
+        return loss
 
     def get_train_dataloader(self) -> Loader:
         return self.loader
@@ -111,7 +137,11 @@ class SftTrainer(Trainer):
         """AdamW over the parameters that learn; weight decay on matrices, not on embeddings, norms and biases."""
         learning = self.learning()
         decayed = {p.name for name, p in learning.items() if p.ndim >= 2 and "embed_tokens" not in name}
-        clip = nn.ClipGradByGlobalNorm(self.args.max_grad_norm) if self.args.max_grad_norm > 0 else None
+        limit = self.args.max_grad_norm
+        if self.part.size == 1:
+            clip = nn.ClipGradByGlobalNorm(limit) if limit > 0 else None
+        else:
+            clip = Clip(limit, lambda: self.update_norm) if limit > 0 else None
         self.optimizer = self.adamw = paddle.optimizer.AdamW(
             learning_rate=self.lr_scheduler if lr_scheduler is None else lr_scheduler,
             beta1=self.args.adam_beta1,
@@ -138,7 +168,7 @@ class SftTrainer(Trainer):
         sums = [0.0, 0.0]
         self.model.eval()
         with paddle.no_grad(), self.autocast_smart_context_manager():
-            for index in range(self.args.process_index, len(source), max(1, self.args.world_size)):
+            for index in range(self.arrangement.replica, len(source), self.arrangement.replicas):
                 batch = collate([source[index]], self.loader.config, 1.0)
                 sums[0] += float(self.model(batch))
                 sums[1] += len(batch.targets)
@@ -149,9 +179,9 @@ class SftTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Layer, metrics: Any = None) -> None:  # noqa: ARG002
         step = self.state.global_step
-        if self.args.process_index:
-            if self._holders().of:  # rank 0 asks the others for their part
-                save_optimizer(self.run, self.adamw, self.learning(), self._holders())
+        if self.args.process_index:  # rank 0 asks the others for their part
+            self.give_weights()
+            save_optimizer(self.run, self.adamw, self.learning(), self._holders())
         else:
             write_checkpoint(self.run, step, self._write_checkpoint)
             best = None if self.best_step is None else self.run / f"checkpoint-{self.best_step}"
@@ -176,14 +206,6 @@ class SftTrainer(Trainer):
         load_optimizer(folder / _OPTIMIZER, self.adamw, self.learning(), self._holders())
         self.lr_scheduler.set_state_dict(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
         self.loader.start_step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
-
-
-def together(numbers: Sequence[float]) -> list[float]:
-    """Their sums over all processes."""
-    tensor = paddle.to_tensor(numbers, "float64")
-    paddle.distributed.all_reduce(tensor)
-    sums: list[float] = tensor.tolist()
-    return sums
 
 
 @dataclass(frozen=True)
@@ -218,13 +240,14 @@ class Recorder(TrainerCallback):
         self._started = time.perf_counter()
         self.trainer.update_loss, self.trainer.update_tokens = 0.0, [0, 0]
         # Dropout draws from the step's own seed, so that a resumed run needs no state of the generator.
-        paddle.seed(int(np.random.PCG64([self._seed, state.global_step, args.process_index]).random_raw() >> 33))
+        replica = self.trainer.arrangement.replica
+        paddle.seed(int(np.random.PCG64([self._seed, state.global_step, replica]).random_raw() >> 33))
 
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
-        self.trainer.fill_gradients()
-        self._grad_norm = self.trainer.grad_norm()
+        complete_gradients(self.trainer.learning(), self.trainer.part, self.trainer.config)
+        self._grad_norm = self.trainer.update_norm = self.trainer.grad_norm()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
@@ -235,13 +258,14 @@ class Recorder(TrainerCallback):
         if args.world_size > 1:
             sums = together(sums)
         loss, supervised, tokens, asked = sums
+        parts = trainer.part.size  # which all have seen the same samples
         record = StepRecord(
             step=state.global_step,
             loss=loss,
             learning_rate=self._learning_rate,
             grad_norm=self._grad_norm,
-            supervised_tokens=int(supervised),
-            tokens=int(tokens),
+            supervised_tokens=int(supervised) // parts,
+            tokens=int(tokens) // parts,
             epoch=trainer.loader.plan.epoch_of(state.global_step),
             seconds=time.perf_counter() - self._started,
         )
@@ -259,7 +283,7 @@ class Recorder(TrainerCallback):
 
 
 def make_arguments(
-    options: TrainingOptions, output: Path, steps: int, plan: Plan, placement: Placement
+    options: TrainingOptions, output: Path, steps: int, plan: Plan, placement: Placement, parts: int = 1
 ) -> TrainingArguments:
     """The Trainer's own settings: its loop and precision are used, its logging, saving and data order are not."""
     warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * steps
@@ -282,6 +306,7 @@ def make_arguments(
             fp16_opt_level="O2",
             amp_master_grad=placement.dtype != "float32",
             sharding=options.sharding if options.sharding != "none" and plan.ranks > 1 else "",
+            tensor_parallel_degree=parts if parts > 1 else -1,
             device=placement.device.partition(":")[0],
             seed=options.seed,
             do_train=True,
