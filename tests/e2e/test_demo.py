@@ -48,8 +48,8 @@ def ask(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             ["before.png", "shapes.png"],
             "What is the difference between the two pictures?",
-            "The first picture shows a red circle and a green star and the second a red circle, a blue square and a green "
-            "star, so the blue square is new.",
+            "The first picture shows a red circle and a green star and the second a red circle, a blue square "
+            "and a green star, so the blue square is new.",
         ),
         (["shapes.png"], "Where is the blue square?", "The blue square is at the top right."),
         (
