@@ -18,7 +18,7 @@ from qvl.training.run import Request, lay_out
     ("changes", "error", "words"),
     [
         ({"quantize": "int8"}, UsageError, "quantised weights cannot learn; leave out quantize=int8"),
-        ({"devices": "0,1"}, UsageError, "training does not split a model; leave out tensor_parallel"),
+        ({"devices": "0,1"}, UsageError, "the devices of training are those of its processes; leave out devices"),
         ({"model": "QUANTISED"}, CheckpointError, "quantised to int4; fine-tuning takes the original"),
     ],
 )

@@ -60,8 +60,7 @@ class Holders:
             if source:
                 if piece is None or self.rank != source:
                     piece = paddle.zeros_like(like)
-                # To all, though one is meant: gloo counts what a process has taken part in, and loses a message between
-                # two of more than two.
+                # To all, though one is meant: with gloo, a message between two of four processes did not arrive.
                 paddle.distributed.broadcast(piece, src=source)
             if self.rank == 0:
                 assert piece is not None
