@@ -203,20 +203,21 @@ def attention_weights(
     """Weights with which heads of the language model copy, and find alike with alike, by parameter name.
 
     names, places: [words, hidden_size], the rows of the words that things are called by, and of those for their size
-    and place. What a head takes from a token it adds where it looks from, in the same directions: these words it copies
-    whole, and of the rest as much as it has room for. In the layers between the first and the last, one head of each
-    group looks for tokens that have the same names in them: a thing, whose features are like the words for it
-    (`tower.py`), is found by its name, and what there is to say of it comes along. It compares in the numbers that
-    rotary embedding turns slowest, so that distance matters least. The slowest of all is kept for `picture`,
-    [hidden_size], which all tokens of pictures have in them: otherwise a name would find itself.
+    and place. What a head takes from a token it adds where it looks from, in the same directions. But the first layer
+    copies the names that it sees, whole, into directions that no told word has anything of: added as they are, they
+    would be said again. In the layers between the first and the last, one head of each group looks from there for tokens
+    that have the same names in them: a thing, whose features are like the words for it (`tower.py`), is found by its
+    name. It compares in the numbers that rotary embedding turns slowest, so that distance matters least. The slowest of
+    all is kept for `picture`, [hidden_size], which all tokens of pictures have in them: otherwise a name would find
+    itself.
     """
     made = {}
     width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
     heads = config.num_attention_heads // groups
     slow = np.flatnonzero(inverse_frequencies(dim, config.rope_theta) < 0.08)[:-1]
     slow = np.concatenate([slow, slow + dim // 2])
-    if len(names) > len(slow) or len(names) + len(places) > dim:
-        raise ValueError(f"heads of {dim} have no room for {len(names)} names and {len(places)} other words")
+    if len(names) > len(slow):
+        raise ValueError(f"heads of {dim} compare {len(slow)} numbers, too few for {len(names)} names")
     slow = slow[: len(names)]
     rng = np.random.default_rng([seed, *b"attention"])
     # Orthonormal: what spans the names, and as many directions that no told word has anything of.
