@@ -207,9 +207,9 @@ def attention_weights(
     copies the names that it sees, whole, into directions that no told word has anything of: added as they are, they
     would be said again. In the layers between the first and the last, one head of each group looks from there for
     tokens that have the same names in them: a thing, whose features are like the words for it (`tower.py`), is found by
-    its name. It compares in the numbers that rotary embedding turns slowest, so that distance matters least. The slowest of
-    all is kept for `picture`, [hidden_size], which all tokens of pictures have in them: otherwise a name would find
-    itself.
+    its name. It compares in the numbers that rotary embedding turns slowest, so that distance matters least. The
+    slowest of all is kept for `picture`, [hidden_size], which all tokens of pictures have in them: otherwise a name
+    would find itself.
     """
     made = {}
     width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
