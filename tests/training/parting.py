@@ -36,10 +36,11 @@ def main(checkpoint: Path, output: Path, method: str) -> None:
     if method == "full":
         choose_trained(model, ("vision", "merger", "language"))
     else:
-        from qvl.training.adapters import add_lora
+        from qvl.training.adapters import LANGUAGE_TARGETS, add_lora
 
         paddle.seed(5)
-        lora = add_lora(model, rank=int(method), alpha=8.0, parts=("language", "vision"))
+        targets = (*LANGUAGE_TARGETS, *(("lm_head",) if model.lm_head is not None else ()))
+        lora = add_lora(model, rank=int(method), alpha=8.0, targets=targets, parts=("language", "vision"))
         for name, factor in lora.model.named_parameters():
             if name.endswith("lora_B"):  # zero at first, which would leave lora_A without a gradient
                 cut = part.cut(name, config)

@@ -20,16 +20,20 @@ from qvl.errors import CheckpointError, MemoryLimitError, QvlError, UsageError
 from qvl.model.adapter import Adapter, linear_shapes
 from qvl.model.adapter_config import AdapterConfig, AdapterRequest
 from qvl.model.config import ModelConfig
+from qvl.model.qwen2_vl import ModelInputs
 from qvl.model.safetensors_io import SafetensorsFile, SafetensorsWriter
 from qvl.model.weights import empty_model, load_model
 from qvl.profile import Profile
 from qvl.runtime import memory
 from qvl.runtime.engine import Engine
 from qvl.training.adapters import PARTS, add_lora, load_adapter_into, lora_modules, save_adapter
+from qvl.training.batch import collate
+from qvl.training.model import TrainingModel
 from tests.conftest import CheckpointOf
 from tests.golden import GOLDEN, load_case
 from tests.golden.cases import CASES
 from tests.parity.support import GREEDY, messages_of
+from tests.training.support import training_example
 
 ADAPTERS = GOLDEN / "adapter"
 CASE = next(case for case in CASES if case.name == "image")
@@ -348,6 +352,37 @@ def test_paddlenlp_says_nothing(tiny_checkpoint: Path) -> None:
 def test_wrong_targets(choices: dict[str, Any], message: str, tiny_checkpoint: Path) -> None:
     with pytest.raises(QvlError, match=message):
         add_lora(base_model(tiny_checkpoint), **{"rank": 4, "alpha": 8, **choices})
+
+
+def test_an_adapted_head_learns(checkpoint_variant: CheckpointOf) -> None:
+    """The loss works the head out in chunks, without calling its layer."""
+    folder = checkpoint_variant("untied")
+    model = trained(folder, targets=["q_proj", "lm_head"]).model
+    learning = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    batch = collate([training_example("text", folder)], model.config, 1.0)
+    inputs = ModelInputs(
+        input_ids=paddle.to_tensor(batch.input_ids),
+        position_ids=paddle.to_tensor(batch.position_ids),
+        lengths=batch.lengths,
+        features=None,
+        merge_index=None,
+        logits_index=paddle.to_tensor(batch.target_index),
+    )
+
+    def gradients(loss: paddle.Tensor) -> dict[str, np.ndarray]:
+        loss.backward()
+        found = {name: parameter.grad.numpy() for name, parameter in learning.items()}
+        for parameter in learning.values():
+            parameter.clear_gradient()
+        return found
+
+    targets = paddle.to_tensor(batch.targets)
+    plain = gradients(paddle.nn.functional.cross_entropy(model(inputs), targets, reduction="sum"))
+    chunked = gradients(TrainingModel(model, loss_chunk=3, recompute=False)(batch))
+    assert {"lm_head.lora_A", "lm_head.lora_B"} < plain.keys() == chunked.keys()
+    for name, expected in plain.items():
+        assert np.abs(expected).max() > 0, name
+        assert_close(chunked[name], expected, 1e-5)
 
 
 def test_the_head_can_be_adapted_where_there_is_one(checkpoint_variant: CheckpointOf, tmp_path: Path) -> None:

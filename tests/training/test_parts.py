@@ -44,11 +44,14 @@ def gradients(checkpoint: Path, folder: Path, method: str, size: int) -> dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "method", "size"), [("untied", "full", 2), ("tiny", "full", 4), ("tiny", "3", 4)])
+@pytest.mark.parametrize(
+    ("variant", "method", "size"),
+    [("untied", "full", 2), ("tiny", "full", 4), ("tiny", "3", 4), ("untied", "3", 2)],
+)
 def test_gradients_of_parts_are_those_of_the_whole(
     checkpoint_variant: CheckpointOf, tmp_path: Path, variant: str, method: str, size: int
 ) -> None:
-    """Four parts share two key heads, of which each has but a share of the gradient."""
+    """Four parts share two key heads, of which each has but a share of the gradient; an untied head has LoRA too."""
     checkpoint = checkpoint_variant(variant)
     whole, parts = (gradients(checkpoint, tmp_path, method, count) for count in (1, size))
     assert whole.keys() == parts.keys()

@@ -228,28 +228,35 @@ def test_a_part_that_some_updates_do_not_reach_goes_on_as_if_unbroken(tiny_check
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("learns", [True, False])
-def test_the_chunked_loss_equals_the_plain_one(tied: bool, learns: bool) -> None:
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_chunked_loss_equals_the_plain_one(tied: bool, learns: bool, rank: int) -> None:
     paddle.seed(0)
     hidden = paddle.randn([70, 64])
     weight = paddle.randn([1000, 64] if tied else [64, 1000]) * 0.3
     targets = paddle.randint(0, 1000, [70])
-    hidden.stop_gradient, weight.stop_gradient = False, not learns
+    low = (paddle.randn([70, rank]), paddle.randn([rank, 1000])) if rank else None
+    learning = [hidden, *([weight] if learns else []), *(low or ())]
+    weight.stop_gradient = True
+    for tensor in learning:
+        tensor.stop_gradient = False
 
     def run(loss: Callable[[], paddle.Tensor]) -> list[np.ndarray]:
         value = loss() * 0.5
         value.backward()
-        found = [value.numpy(), hidden.grad.numpy()] + ([weight.grad.numpy()] if learns else [])
-        hidden.clear_gradient()
-        weight.clear_gradient()
+        found = [value.numpy(), *(tensor.grad.numpy() for tensor in learning)]
+        for tensor in learning:
+            tensor.clear_gradient()
         return found
 
-    plain = run(
-        lambda: paddle.nn.functional.cross_entropy(
-            paddle.matmul(hidden, weight, transpose_y=tied), targets, reduction="sum"
-        )
-    )
+    def logits() -> paddle.Tensor:
+        of_head = paddle.matmul(hidden, weight, transpose_y=tied)
+        return of_head if low is None else of_head + low[0] @ low[1]
+
+    plain = run(lambda: paddle.nn.functional.cross_entropy(logits(), targets, reduction="sum"))
     for chunk in (1, 16, 70, 1000):
-        chunked = run(lambda chunk=chunk: linear_cross_entropy(hidden, weight, targets, tied=tied, chunk=chunk))  # type: ignore[misc]
+        chunked = run(
+            lambda chunk=chunk: linear_cross_entropy(hidden, weight, targets, tied=tied, chunk=chunk, low_rank=low)  # type: ignore[misc]
+        )
         assert len(chunked) == len(plain)
         for got, expected in zip(chunked, plain, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -111,7 +111,7 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
     nodes = Nodes.asked(machines.nnodes, machines.master, machines.node)
     here = _processes_here(profile, recipe, nodes)
     if (here > 1 or recipe.devices or nodes) and _RANK not in os.environ and not run.dry_run:
-        complete = _train_in_processes(recipe, here, nodes, run, output)
+        complete = _train_in_processes(profile.device, recipe, here, nodes, run, output)
     else:
         from qvl.training.stopping import as_one_of_several
 
@@ -169,14 +169,19 @@ def _train(profile: Profile, data: DataOptions, run: RunOptions, count: int) -> 
     return first and FOLDER not in os.environ  # which is set by the process that started this one and will say it
 
 
-def _train_in_processes(recipe: RecipeOptions, count: int, nodes: Nodes | None, run: RunOptions, output: Path) -> bool:
+def _train_in_processes(
+    device: str, recipe: RecipeOptions, count: int, nodes: Nodes | None, run: RunOptions, output: Path
+) -> bool:
     """In several processes of this machine. Whether there is a result, and it is for this one to say so."""
     from qvl.cli.processes import Processes, log_folder, run_processes
 
-    if recipe.devices is not None:
-        from qvl.training.run import check_gpus
+    if recipe.devices is not None or device != "cpu":
+        from qvl.training.run import check_gpu_count, check_gpus
 
-        check_gpus(recipe.devices)
+        if recipe.devices is not None:
+            check_gpus(recipe.devices)
+        else:
+            check_gpu_count(device, count)
     processes = Processes(count, recipe.devices, log_folder(output, nodes), nodes)
     with LiveLine(run.quiet) as line:
         outcomes = run_processes(processes, sys.argv[1:], line)

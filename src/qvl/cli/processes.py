@@ -35,6 +35,8 @@ from qvl.training.stopping import (
 
 _LOG = "workerlog.{}"
 _FAILED = re.compile(r"Container rank (\d+) status failed .* code (-?\d+) log ")
+# How libraries tell that another process is gone.
+_LOST = re.compile(r"gloo|nccl|connection|peer|broken pipe|timed? ?out", re.IGNORECASE)
 # The launcher writes the whole environment here, in which there may be passwords.
 _ENVIRONMENTS = ("envlog.*", "backup_env.*.json", "*.log")
 _POLL = 0.1
@@ -188,13 +190,16 @@ def _foreseen(processes: Processes, outcomes: Sequence[Outcome]) -> QvlError | N
 
 
 def _unforeseen(processes: Processes, outcomes: Sequence[Outcome], said: str, code: int) -> QvlError:
-    """Which process failed first: the others fail of losing it."""
+    """Which process failed first: the others fail of losing it, or are ended by the launcher."""
     ended = {int(rank): int(number) for rank, number in _FAILED.findall(said)}
     silent = sorted(set(range(processes.size)) - {outcome.local for outcome in outcomes})
     # A process whose neighbour is gone is aborted by gloo, and says so; one that was killed says nothing.
     lost = [rank for rank in silent if "terminate called" in _end_of(processes.logs / _LOG.format(rank))]
     killed = [rank for rank in silent if rank not in lost and ended.get(rank) != -signal.SIGTERM]
     unforeseen = sorted((o for o in outcomes if o.code), key=lambda o: o.when)
+    # One that the launcher says nothing of may as well have been ended by it, because of an error that has words.
+    speaks = bool(unforeseen) and not _LOST.search(unforeseen[0].message)
+    killed = [rank for rank in killed if rank in ended or not speaks]
     if killed and ended:
         rank = killed[0]
         number = ended.get(rank)

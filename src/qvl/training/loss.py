@@ -21,6 +21,7 @@ def linear_cross_entropy(
     *,
     tied: bool,
     chunk: int = 256,
+    low_rank: tuple[paddle.Tensor, paddle.Tensor] | None = None,
     part: Part | None = None,
     first_word: int = 0,
 ) -> paddle.Tensor:
@@ -28,10 +29,14 @@ def linear_cross_entropy(
 
     hidden: [K, H], the states that predict; targets: int64 [K], every one of them a word. weight: [H, V], or [V, H]
     with `tied` (the embedding). chunk: tokens at a time. Gradients flow to hidden and, if it learns, to weight.
-    part: where several hold some of the words each, weight being those from `first_word` on; all have the same hidden
-    and targets, and get the same loss and the same gradient of hidden.
+    low_rank: [K, r] and [r, V], whose product is added to the logits; gradients flow to both.
+    part: where several hold some of the words each, weight (and the second of low_rank) being those from `first_word`
+    on; all have the same hidden and targets, and get the same loss and the same gradient of hidden. Of the first of
+    low_rank each gets its own share of the gradient.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets - first_word, tied, chunk, part or Part())
+    return _LinearCrossEntropy.apply(
+        hidden, weight, targets - first_word, *(low_rank or ()), tied=tied, chunk=chunk, part=part or Part()
+    )
 
 
 class _LinearCrossEntropy(PyLayer):
@@ -41,6 +46,9 @@ class _LinearCrossEntropy(PyLayer):
         hidden: paddle.Tensor,
         weight: paddle.Tensor,
         targets: paddle.Tensor,
+        low: paddle.Tensor | None = None,
+        low_weight: paddle.Tensor | None = None,
+        *,
         tied: bool,
         chunk: int,
         part: Part,
@@ -48,14 +56,21 @@ class _LinearCrossEntropy(PyLayer):
         learns = not weight.stop_gradient
         total = paddle.zeros([], "float32")
         grad_weight = paddle.zeros(weight.shape, "float32") if learns else None
-        grads = []
+        grad_low_weight = None if low_weight is None else paddle.zeros(low_weight.shape, "float32")
+        grads, low_grads = [], []
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             logits = paddle.matmul(rows, weight, transpose_y=tied).astype("float32")
+            if low is not None:
+                low_rows = low[start : start + chunk]
+                logits += paddle.matmul(low_rows, low_weight).astype("float32")
             loss, slope = _softmax_slope(logits, wanted, part)
             total = total + loss
             slope = slope.astype(hidden.dtype)
             grads.append(paddle.matmul(slope, weight, transpose_y=not tied))
+            if grad_low_weight is not None:
+                low_grads.append(paddle.matmul(slope, low_weight, transpose_y=True))
+                grad_low_weight += paddle.matmul(low_rows, slope, transpose_x=True).astype("float32")
             if grad_weight is not None:
                 first, second = (slope, rows) if tied else (rows, slope)
                 if first.dtype == grad_weight.dtype:
@@ -63,18 +78,23 @@ class _LinearCrossEntropy(PyLayer):
                 else:
                     grad_weight += paddle.matmul(first, second, transpose_x=True).astype("float32")
         # In one sum: each word has its share in the gradient of what came in.
-        ctx.save_for_backward(part.summed(paddle.concat(grads, axis=0).detach()))
-        ctx.grad_weight = None if grad_weight is None else grad_weight.astype(weight.dtype)
+        whole = part.summed(paddle.concat(grads, axis=0).detach())
+        ctx.save_for_backward(whole, *([paddle.concat(low_grads, axis=0).detach()] if low_grads else ()))
+        ctx.grad_weights = (
+            None if grad_weight is None else grad_weight.astype(weight.dtype),
+            None if low_weight is None or grad_low_weight is None else grad_low_weight.astype(low_weight.dtype),
+        )
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-        (grad_hidden,) = ctx.saved_tensor()
-        first = grad_hidden * grad.astype(grad_hidden.dtype)
-        second, ctx.grad_weight = ctx.grad_weight, None
-        if second is not None:
-            second.multiply_(grad.astype(second.dtype))
-        return first, second, None
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        inputs = [saved * grad.astype(saved.dtype) for saved in ctx.saved_tensor()]
+        weights, ctx.grad_weights = ctx.grad_weights, None
+        for weight in weights:
+            if weight is not None:
+                weight.multiply_(grad.astype(weight.dtype))
+        made = (inputs[0], weights[0], None)
+        return made if len(inputs) == 1 else (*made, inputs[1], weights[1])
 
 
 def _softmax_slope(logits: paddle.Tensor, targets: paddle.Tensor, part: Part) -> tuple[paddle.Tensor, paddle.Tensor]:

@@ -56,6 +56,7 @@ class TrainingModel(nn.Layer):
             targets,
             tied=tied,
             chunk=self.loss_chunk,
+            low_rank=_low_rank(model.lm_head, model.part.shared(hidden)),
             part=model.part,
             first_word=model.part.words(model.config).start,
         )
@@ -70,3 +71,10 @@ class TrainingModel(nn.Layer):
             return visual(patches, list(batch.grids))
         with paddle.no_grad():  # a frozen tower keeps nothing for a backward pass
             return visual(patches, list(batch.grids))
+
+
+def _low_rank(head: nn.Layer | None, hidden: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+    """What LoRA adds to the head's logits, as two factors, [K, r] and [r, V]: the head itself is never called here."""
+    if head is None or not hasattr(head, "lora_A"):
+        return None
+    return (head.lora_dropout(hidden) @ head.lora_A) * head.scaling, head.lora_B

@@ -113,6 +113,15 @@ def check_gpus(numbers: str) -> None:
         raise DeviceError(f"--devices {numbers}: Paddle sees {count} GPUs here, none with the number {missing[0]}")
 
 
+def check_gpu_count(device: str, count: int) -> None:
+    """See that so many processes of this machine have a GPU each, unless they run on a CPU. Raises DeviceError."""
+    if device == "cpu" or not paddle.device.is_compiled_with_cuda():
+        return  # asked for GPUs that this Paddle has nothing for, each process says so
+    gpus = paddle.device.cuda.device_count()
+    if gpus < count and (gpus or device != "auto"):
+        raise DeviceError(f"{count} processes need a GPU each, and Paddle sees {gpus} here; see --nproc and --nnodes")
+
+
 def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     """Read the data and the small files of the model, and plan every update.
 
