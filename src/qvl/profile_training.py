@@ -40,7 +40,8 @@ class TrainingOptions:
     eval_split: the share of the samples held out; their loss is taken every eval_steps, and the best checkpoint kept.
     eval_answers: so many of them are also answered by the model then.
     workers: threads that decode ahead. cache_mb: memory for decoded samples, which then are not decoded every epoch.
-    sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each.
+    sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each; "stage2" the
+    gradients of the language model's matrices as well; "stage3" also these matrices, learning or not.
     loss_chunk: supervised tokens whose logits are held at a time.
     """
 
@@ -66,7 +67,7 @@ class TrainingOptions:
     workers: Annotated[int, Range(at_least=0)] = 2
     cache_mb: Annotated[int, Range(at_least=0)] = 256
     recompute: bool = False
-    sharding: Literal["none", "stage1"] = "stage1"
+    sharding: Literal["none", "stage1", "stage2", "stage3"] = "stage1"
     loss_chunk: _Count = 256
     save_steps: _Count = 100
     save_total_limit: _Count = 2

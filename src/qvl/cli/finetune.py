@@ -63,6 +63,14 @@ class RecipeOptions:
     tensor_parallel: Annotated[
         int | None, option("--tensor-parallel", min=1, metavar="N", help="Split the model over so many of them.")
     ] = None
+    sharding: Annotated[
+        str | None,
+        option(
+            "--sharding",
+            metavar="none|stage1|stage2|stage3",
+            help="What processes share out: the optimiser's state, gradients too, weights too.",
+        ),
+    ] = None
     devices: Annotated[
         str | None, option("--devices", metavar="0,1,...", help="These GPUs of this machine, a process for each.")
     ] = None
@@ -202,7 +210,9 @@ def _profile(recipe: RecipeOptions) -> Profile:
         if value is not None
     }
     training = {
-        key: value for key, value in (("max_steps", recipe.max_steps), ("seed", recipe.seed)) if value is not None
+        key: value
+        for key, value in (("max_steps", recipe.max_steps), ("seed", recipe.seed), ("sharding", recipe.sharding))
+        if value is not None
     }
     return profile.revised({**changes, "training": training} if training else changes, "flags")
 

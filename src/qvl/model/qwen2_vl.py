@@ -42,13 +42,18 @@ class ModelInputs:
 
 
 class Qwen2VL(nn.Layer):
-    """config: of the whole model, also where this is a part of it."""
+    """config: of the whole model, also where this is a part of it.
+
+    held: what there is here of each parameter. That is its part, unless training keeps stretches of parameters and
+    fetches the rest where a layer runs.
+    """
 
     def __init__(
         self, config: ModelConfig, attention: ops.AttentionImpl = "composed", part: Part | None = None
     ) -> None:
         super().__init__()
         self.config, self.part = config, part or Part()
+        self.held: Part = self.part
         self.visual = VisionTower(config.vision_config, attention)
         self.model = LanguageModel(config, attention, self.part)
         words = len(self.part.words(config))

@@ -64,7 +64,7 @@ def _write_parameters(
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in parameters.items():
         shape = list(parameter.shape)
-        if (cut := model.part.cut(name, model.config)) is not None:
+        if (cut := model.held.cut(name, model.config)) is not None:
             shape[cut.axis] = cut.whole
         shapes[name] = tuple(shape[::-1] if name in transposed else shape)
     side = vision.patch_size

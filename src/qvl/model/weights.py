@@ -77,7 +77,7 @@ def fill_model(
                 f"{pickled}: pickled weights can run any code when read; "
                 "convert them to safetensors, or give --allow-pickle if you trust where they come from"
             )
-        if model.part.size > 1:
+        if model.held.size > 1:
             raise CheckpointError(f"{pickled}: pickled weights cannot be read in parts; convert them to safetensors")
         _fill_from_pickle(model, pickled)
         return
@@ -108,7 +108,7 @@ def fill_parameters(model: Qwen2VL, entries: Mapping[str, Entry], dtype: str) ->
                 name, parameter = item
                 values = np.zeros(tuple(parameter.shape), _NUMPY_DTYPES[dtype])
                 turned = _is_turned(name, entries[name].layout, transposed)
-                _read(file, entries[name], values, turned, dtype, model.part.cut(name, model.config))
+                _read(file, entries[name], values, turned, dtype, model.held.cut(name, model.config))
                 return values
 
             filled = in_order(read, parameters, min(_MAX_READERS, physical_cores()))
@@ -158,7 +158,7 @@ def _check_complete(model: Qwen2VL, entries: Mapping[str, Entry], folder: Path) 
     for name, parameter in wanted.items():
         entry = entries[name]
         shape = list(parameter.shape)
-        if (cut := model.part.cut(name, model.config)) is not None:
+        if (cut := model.held.cut(name, model.config)) is not None:
             shape[cut.axis] = cut.whole
         expected = _stored_shape(name, tuple(shape), model.config, entry.layout, transposed)
         if entry.shape != expected:

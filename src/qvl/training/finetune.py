@@ -6,7 +6,7 @@ import errno
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import paddle  # noqa: E402
 from qvl.errors import CheckpointError, UsageError  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
-from qvl.model.weights import fill_model, load_model  # noqa: E402
+from qvl.model.weights import empty_model, fill_model  # noqa: E402
 from qvl.training.checkpoints import check_writable, clear_partials, last_checkpoint, write_result  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.holders import Holders  # noqa: E402
@@ -38,6 +38,7 @@ from qvl.training.run import (  # noqa: E402
     estimate_run,
     write_description,
 )
+from qvl.training.shards import Sharding, own_stage, share_out, whole_shapes  # noqa: E402
 from qvl.training.stopping import StoppedError, signals  # noqa: E402
 
 
@@ -54,16 +55,11 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     observer.estimated(need, learning, total)
     check_writable(output, (options.save_total_limit + 1) * _checkpoint_bytes(run, learning, total))
     arguments = _arguments(run)  # which group the processes
-    model = load_model(
-        run.folder,
-        run.config,
-        dtype=run.placement.dtype,
-        attention=run.placement.attention,
-        layout=None if run.profile.weight_layout == "auto" else run.profile.weight_layout,
-        allow_pickle=run.profile.allow_pickle,
-        part=run.arrangement.part(part_group()) if run.arrangement.parts > 1 else None,
-    )
+    model, sharding = _load(run)
     weights = _weights(run, model)
+    if sharding is not None:
+        sharding.install()
+        sharding.refresh()
     cache_bytes = options.cache_mb * 2**20
     source = ExampleSource(run.dataset, run.processor, run.prepared, cache_bytes=cache_bytes)
     loader = Loader(
@@ -84,7 +80,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
 
     with signals() as asked, _room_on_disk(output):
         recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
-        trainer = _trainer(run, arguments, model, loader, weights, recorder)
+        trainer = _trainer(run, arguments, model, loader, weights, recorder, sharding)
         trainer.best_step = reporter.best_step
         observer.started(run.steps, start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -93,6 +89,18 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     if stopped:  # maybe by a signal that another process got
         raise StoppedError(asked[0] if asked else signal.SIGTERM)
     return _finish(run, weights)
+
+
+def _load(run: Run) -> tuple[Qwen2VL, Sharding | None]:
+    """The model, a part of it, or stretches of its matrices, as much as this process has."""
+    arranged, placement = run.arrangement, run.placement
+    part = arranged.part(part_group()) if arranged.parts > 1 else None
+    model = empty_model(run.config, placement.dtype, placement.attention, part)
+    stage = own_stage(run.options) if arranged.processes > 1 else 0
+    sharding = share_out(model, stage, arranged.process, arranged.processes) if stage else None
+    layout = None if run.profile.weight_layout == "auto" else run.profile.weight_layout
+    fill_model(model, run.folder, placement.dtype, layout=layout, allow_pickle=run.profile.allow_pickle)
+    return model, sharding
 
 
 @contextmanager
@@ -122,7 +130,7 @@ class Weights:
 def _weights(run: Run, model: Qwen2VL) -> Weights:
     """Choose what learns, and say how to keep it."""
     dtype = run.placement.dtype
-    holders = Holders(run.arrangement.process, part=model.part, config=run.config)
+    holders = Holders(run.arrangement.process, part=model.held, config=run.config)
 
     def whole(name: str, held: paddle.Tensor) -> paddle.Tensor:
         brought = holders.bring(name, held, held)
@@ -142,24 +150,29 @@ def _weights(run: Run, model: Qwen2VL) -> Weights:
 
     lora = run.options.lora
     paddle.seed(run.options.seed)
-    wrapped = add_lora(
-        model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        rslora=lora.rslora,
-        targets=lora.targets,
-        parts=lora.parts,
-    )
+    with whole_shapes(model):
+        wrapped = add_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            rslora=lora.rslora,
+            targets=lora.targets,
+            parts=lora.parts,
+        )
     base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else run.profile.model
 
     def save_lora(folder: Path) -> None:
         save_adapter(wrapped, folder, base, whole)
 
+    def load_lora(folder: Path) -> None:
+        with whole_shapes(model):  # by which the file is checked
+            load_adapter_into(wrapped, folder)
+
     return Weights(
         "adapter",
         save_lora,
-        lambda folder: load_adapter_into(wrapped, folder),
+        load_lora,
         lambda: holders.give(factors_of(wrapped)),
     )
 
@@ -218,18 +231,32 @@ def _arguments(run: Run) -> Any:
     return make_arguments(run.options, run.request.output, run.steps, run.plan, run.placement, run.arrangement.parts)
 
 
-def _trainer(run: Run, arguments: Any, model: Qwen2VL, loader: Loader, weights: Weights, recorder: Any) -> Any:
+def _trainer(
+    run: Run,
+    arguments: Any,
+    model: Qwen2VL,
+    loader: Loader,
+    weights: Weights,
+    recorder: Any,
+    sharding: Sharding | None,
+) -> Any:
     from qvl.training.trainer import SftTrainer
 
     options = run.options
     trainer = SftTrainer(
-        TrainingModel(model, loss_chunk=options.loss_chunk, recompute=options.recompute),
+        TrainingModel(
+            model,
+            loss_chunk=options.loss_chunk,
+            recompute=options.recompute,
+            ends=sharding.ends if sharding else nullcontext,
+        ),
         arguments,
         loader,
         save_weights=lambda folder: weights.save(folder / weights.name),
         load_weights=lambda folder: weights.load(folder / weights.name),
         give_weights=weights.give,
         arrangement=run.arrangement,
+        sharding=sharding,
         save_total_limit=options.save_total_limit,
         callbacks=[recorder],
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import paddle
 from paddle import nn
@@ -27,16 +28,31 @@ def choose_trained(model: Qwen2VL, parts: Sequence[str]) -> None:
 
 
 class TrainingModel(nn.Layer):
-    """Loss of a batch: the sum over its supervised tokens, divided by the batch's normaliser. float32 []."""
+    """Loss of a batch: the sum over its supervised tokens, divided by the batch's normaliser. float32 [].
 
-    def __init__(self, model: Qwen2VL, *, loss_chunk: int, recompute: bool) -> None:
+    ends: a context in which the embedding and the head are whole.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2VL,
+        *,
+        loss_chunk: int,
+        recompute: bool,
+        ends: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.qwen = model
+        self.ends = ends
         self.loss_chunk = loss_chunk
         model.model.recompute = recompute
         self.vision_learns = any(not parameter.stop_gradient for parameter in model.visual.parameters())
 
     def forward(self, batch: Batch) -> paddle.Tensor:
+        with self.ends():
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> paddle.Tensor:
         model = self.qwen
         inputs = ModelInputs(
             input_ids=paddle.to_tensor(batch.input_ids),

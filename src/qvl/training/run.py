@@ -134,6 +134,7 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
         raise UsageError("the devices of training are those of its processes; leave out devices (see --devices)")
     if profile.tensor_parallel > 1 and options.eval_answers:
         raise UsageError("a model in parts cannot answer while it learns; set training.eval_answers=0")
+    _check_sharding(profile)
     placement = place(own_device(profile.device), profile.dtype)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
@@ -142,6 +143,8 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     arranged.check(config)
     if arranged.parts > 1 and placement.dtype == "float16":
         raise UsageError("a model in parts learns in bfloat16 or float32, not in float16")
+    if options.sharding in ("stage2", "stage3") and placement.dtype == "float16":
+        raise UsageError(f"{options.sharding} is for bfloat16 and float32, not for float16")
     processor = load_processor(folder, config, profile)
     check_writable(request.output, 0)
     dataset = load_dataset(request.data, seed=options.seed)
@@ -181,6 +184,19 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
         plan,
         steps,
     )
+
+
+def _check_sharding(profile: Profile) -> None:
+    """Refuse what does not go with matrices that are shared out."""
+    options = profile.training
+    if options.sharding not in ("stage2", "stage3"):
+        return
+    if profile.tensor_parallel > 1:
+        raise UsageError(f"{options.sharding} does not go with tensor_parallel; take stage1, or leave out the parts")
+    if options.eval_answers:
+        raise UsageError(f"with {options.sharding} a model cannot answer while it learns; set training.eval_answers=0")
+    if options.sharding == "stage3" and not options.recompute:
+        raise UsageError("stage3 drops a layer's weights behind it; it needs training.recompute=true to run it again")
 
 
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:

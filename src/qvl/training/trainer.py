@@ -31,6 +31,7 @@ from qvl.training.model import TrainingModel
 from qvl.training.parts import Arrangement, Clip, complete_gradients, mark_parts, square_norm
 from qvl.training.plan import Plan
 from qvl.training.record import StepRecord
+from qvl.training.shards import Sharding, average, own_stage
 from qvl.training.state import load_optimizer, save_optimizer
 from qvl.training.sums import together
 
@@ -43,7 +44,7 @@ class SftTrainer(Trainer):
     """Trains a TrainingModel on the batches of a Loader.
 
     save_weights: writes what the run learns into a folder; load_weights: reads it back from one. give_weights: has the
-    process that saves bring what this one has a part of.
+    process that saves bring what this one has a part of. sharding: where processes have stretches of the model.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class SftTrainer(Trainer):
         load_weights: Callable[[Path], None],
         give_weights: Callable[[], None] = lambda: None,
         arrangement: Arrangement | None = None,
+        sharding: Sharding | None = None,
         save_total_limit: int,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.config, self.part = model.qwen.config, model.qwen.part
+        self.config, self.part, self.held = model.qwen.config, model.qwen.part, model.qwen.held
+        self.shared_out = sharding
         self.arrangement = arrangement or Arrangement(args.process_index, max(1, args.world_size))
         # The dataset is named for its length only; batches come from the loader.
         super().__init__(model=model, args=args, train_dataset=loader.source, callbacks=callbacks)
@@ -86,7 +89,7 @@ class SftTrainer(Trainer):
         """Who keeps what of the optimiser's state: its part each with sharding, else all of it all of them."""
         sharded = self.optimizer._inner_opt._param2rank if self.sharding else {}
         of = {name: sharded[p.name] for name, p in self.learning().items()} if sharded else {}
-        return Holders(self.args.process_index, of, self.part, self.config)
+        return Holders(self.args.process_index, of, self.held, self.config)
 
     def fill_gradients(self) -> None:
         """Give zeros to parameters that this update does not reach, such as a tower that learns and sees no picture.
@@ -105,14 +108,17 @@ class SftTrainer(Trainer):
         """Of the update's gradients, before they are clipped. Called by all processes together."""
         holders = self._holders()
         mine = {name: p for name, p in self.learning().items() if holders.has(name)}
-        square = square_norm(mine, self.part, self.config)
+        square = square_norm(mine, self.held, self.config)
         if holders.of:  # the others have only seen their own samples' share of these gradients
             square = together([square])[0] / self.part.size
         return float(np.sqrt(square))
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
-        """With a model in parts, the optimiser alone is fleet's: the parts talk to each other by themselves."""
-        if self.part.size == 1 or not training:
+        """With a model in parts, the optimiser alone is fleet's: the parts talk to each other by themselves.
+
+        Shared out, neither is: the model brings together what it needs and what it gives.
+        """
+        if self.held.size == 1 or not training:
             return super()._wrap_model(model, training)
         from paddle.distributed import fleet
         from paddle.distributed.fleet.utils import mix_precision_utils
@@ -120,6 +126,9 @@ class SftTrainer(Trainer):
         if self.args.amp_master_grad:
             mix_precision_utils.MixPrecisionLayer(model, dtype=self.amp_dtype)
             self.optimizer = mix_precision_utils.MixPrecisionOptimizer(self.adamw)
+        if self.shared_out is not None:
+            self.args.amp_master_grad = False  # done; and the Trainer would sum them as if each process had all
+            return model
         mark_parts(self.learning(), self.part, self.config)
         self.optimizer = fleet.distributed_optimizer(self.optimizer)
         return model
@@ -138,7 +147,7 @@ class SftTrainer(Trainer):
         learning = self.learning()
         decayed = {p.name for name, p in learning.items() if p.ndim >= 2 and "embed_tokens" not in name}
         limit = self.args.max_grad_norm
-        if self.part.size == 1:
+        if self.held.size == 1:
             clip = nn.ClipGradByGlobalNorm(limit) if limit > 0 else None
         else:
             clip = Clip(limit, lambda: self.update_norm) if limit > 0 else None
@@ -168,10 +177,16 @@ class SftTrainer(Trainer):
         sums = [0.0, 0.0]
         self.model.eval()
         with paddle.no_grad(), self.autocast_smart_context_manager():
-            for index in range(self.arrangement.replica, len(source), self.arrangement.replicas):
-                batch = collate([source[index]], self.loader.config, 1.0)
-                sums[0] += float(self.model(batch))
-                sums[1] += len(batch.targets)
+            for first in range(0, len(source), self.arrangement.replicas):
+                index = first + self.arrangement.replica
+                if index >= len(source) and self.shared_out is None:
+                    break
+                # Where matrices are fetched, all processes have to run the model as many times.
+                batch = collate([source[min(index, len(source) - 1)]], self.loader.config, 1.0)
+                loss = float(self.model(batch))
+                if index < len(source):
+                    sums[0] += loss
+                    sums[1] += len(batch.targets)
         self.model.train()
         if self.args.world_size > 1:
             sums = together(sums)
@@ -198,6 +213,8 @@ class SftTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
         if resume_from_checkpoint is not None:
             self.load_weights(Path(resume_from_checkpoint))
+            if self.shared_out is not None:
+                self.shared_out.refresh()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -246,12 +263,17 @@ class Recorder(TrainerCallback):
     def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
-        complete_gradients(self.trainer.learning(), self.trainer.part, self.trainer.config)
+        trainer = self.trainer
+        if trainer.shared_out is not None:
+            average(trainer.learning(), trainer.shared_out.shards)
+        complete_gradients(trainer.learning(), trainer.part, trainer.config)
         self._grad_norm = self.trainer.update_norm = self.trainer.grad_norm()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
         trainer = self.trainer
+        if trainer.shared_out is not None:
+            trainer.shared_out.refresh()
         # A signal reaches the processes at different moments; they have to stop after the same update.
         asked = float(self._wants_stop())
         sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens), asked]
@@ -305,7 +327,7 @@ def make_arguments(
             fp16=placement.dtype == "float16",
             fp16_opt_level="O2",
             amp_master_grad=placement.dtype != "float32",
-            sharding=options.sharding if options.sharding != "none" and plan.ranks > 1 else "",
+            sharding="stage1" if options.sharding != "none" and not own_stage(options) and plan.ranks > 1 else "",
             tensor_parallel_degree=parts if parts > 1 else -1,
             device=placement.device.partition(":")[0],
             seed=options.seed,
