@@ -36,9 +36,9 @@ def plain(width: int, height: int) -> Image.Image:
 def shapes() -> Scene:
     """A large red circle, a small blue square and a small green star, 640x480."""
     things = (
-        thing("circle", "red", "large", (192, 201), 249),
-        thing("square", "blue", "small", (507, 105), 148),
-        thing("star", "green", "small", (529, 364), 167),
+        thing("circle", "red", "large", (156, 275), 251),
+        thing("square", "blue", "small", (423, 115), 168),
+        thing("star", "green", "small", (492, 361), 160),
     )
     return Scene(640, 480, plain(640, 480), things)
 
@@ -49,13 +49,13 @@ def before(scene: Scene) -> Scene:
 
 
 def landscape() -> Scene:
-    """A red house, a tree, a blue car and the sun, 768x512."""
+    """The sun, a red house, a tree and a blue car, 768x512."""
     ground = np.empty((512, 768, 3), np.uint8)
     ground[:280], ground[280:] = (150, 205, 240), (120, 185, 95)
     things = (
+        Thing("sun", None, None, Box(521, 30, 671, 180), (255, 205, 30)),
         Thing("house", "red", None, Box(78, 190, 298, 410), COLOURS["red"]),
         Thing("tree", None, None, Box(391, 200, 521, 362), (40, 120, 55)),
-        Thing("sun", None, None, Box(521, 30, 671, 180), (255, 205, 30)),
         Thing("car", "blue", None, Box(529, 340, 719, 454), COLOURS["blue"]),
     )
     return Scene(768, 512, Image.fromarray(ground), things, outdoors=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.generator.drawing import SHAPES, Box
 from examples.generator.scenes import COLOURS, Scene, Thing, free_place, in_order, plain_ground, shade
-from examples.generator.turns import Turn, a, pick, worded
+from examples.generator.turns import Turn, a, listed, pick, worded
 
 FPS = 8
 _WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "up": (0, -1), "down": (0, 1)}
@@ -40,13 +40,16 @@ def clip(rng: np.random.Generator) -> Clip:
     for _ in range(int(rng.integers(0, 3))):
         thing = _thing(rng, short)
         taken = [*path, *(other.box for other in others)]
-        box = free_place(rng, (thing.box.width, thing.box.height), (0, 0, width, height), taken, short)
-        if box is not None and thing.name != hero.name:
+        known = [hero, *others]
+        begun = [one.box for one in known]
+        box = free_place(rng, (thing.box.width, thing.box.height), (0, 0, width, height), taken, short, begun)
+        if box is not None and thing.name not in {one.name for one in known}:
             others.append(replace(thing, box=box))
     ground = plain_ground(rng, width, height)
     scenes = []
     change = _WAYS.get(way) is None
-    other_colour = pick(rng, [name for name in COLOURS if name != hero.colour])
+    names = {hero.name, *(other.name for other in others)}
+    other_colour = pick(rng, [name for name in COLOURS if f"{name} {hero.kind}" not in names])
     for n in range(count):
         share = n / (count - 1)
         shown: Thing | None = replace(hero, box=path[0].moved(*_step(path, share)))
@@ -95,7 +98,7 @@ def _hero(rng: np.random.Generator, width: int, height: int) -> tuple[Thing, str
         if dx + dy < 0:
             begin += travel
         start = thing.box.moved(begin, across) if dx else thing.box.moved(across, begin)
-        return thing, way, [start.moved(dx * travel * n / 4, dy * travel * n / 4) for n in range(5)]
+        return replace(thing, box=start), way, [start.moved(dx * travel * n / 4, dy * travel * n / 4) for n in range(5)]
     way = pick(rng, ("turns", "appears", "vanishes", "grows", "shrinks"))
     full = thing.box.scaled(1.6) if way in ("grows", "shrinks") else thing.box
     x, y = rng.uniform(0, width - full.width), rng.uniform(0, height - full.height)
@@ -109,7 +112,7 @@ def _step(path: list[Box], share: float) -> tuple[float, float]:
 
 def _altered(hero: Thing, way: str, share: float, other_colour: str) -> Thing | None:
     if way == "turns":
-        return replace(hero, rgb=COLOURS[other_colour]) if share > 0.5 else hero
+        return replace(hero, colour=other_colour, rgb=COLOURS[other_colour]) if share > 0.5 else hero
     if way in ("appears", "vanishes"):
         return hero if (share > 0.5) == (way == "appears") else None
     size = 0.45 + 0.55 * (share if way == "grows" else 1 - share)
@@ -117,25 +120,27 @@ def _altered(hero: Thing, way: str, share: float, other_colour: str) -> Thing | 
 
 
 def _turns(rng: np.random.Generator, hero: Thing, way: str, other_colour: str, others: list[Thing]) -> list[Turn]:
+    """Asked what happens, all things are named from left to right, and what each does is said behind its name."""
     name = hero.name
+    does = f"turns {other_colour}" if way == "turns" else way if way not in _WAYS else f"moves {way}"
+    all_do = [f"{a(one.name)} {does if one is hero else 'stands still'}" for one in in_order([hero, *others])]
+    whole = f"{listed(all_do)}."
+    whole = whole[0].upper() + whole[1:]
     happens = worded(
         rng, ("What happens in the clip?", "What happens?", "Describe this video.", "What happens in this video?")
     )
     if way not in _WAYS:
-        said = {"turns": f"The {name} turns {other_colour}.", "appears": f"{a(name).capitalize()} appears."}
-        answer = said.get(way, f"The {name} {way}.")
         question = worded(rng, ("What changes?", "What changes in the clip?", "What changes in the video?"))
-        return [Turn("clip", question if rng.random() < 0.5 else happens, answer)]
-    whole = f"The {name} moves {way}."
+        return [Turn("clip", question if rng.random() < 0.5 else happens, whole)]
     what = worded(rng, ("What moves?", "What is moving?", "Which shape moves?"))
     which = worded(
         rng,
         ("Which way does the {name} move?", "Where does the {name} go?", "In which direction does the {name} move?"),
         name=name,
     )
-    turns = [Turn("clip", what, whole), Turn("clip", which, whole), Turn("clip", happens, whole)]
-    if others:
-        still = pick(rng, [thing.name for thing in others])
-        asked = worded(rng, ("Does the {name} move?", "Is the {name} moving?"), name=still)
-        turns.append(Turn("clip", asked, f"The {still} stands still, so no."))
+    turns = [Turn("clip", what, whole), Turn("clip", which, f"The {name} moves {way}."), Turn("clip", happens, whole)]
+    one = pick(rng, [hero, *others])
+    asked = worded(rng, ("Does the {name} move?", "Is the {name} moving?"), name=one.name)
+    answer = f"moves {way}, so yes" if one is hero else "stands still, so no"
+    turns.append(Turn("clip", asked, f"The {one.name} {answer}."))
     return turns

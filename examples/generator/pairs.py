@@ -17,8 +17,8 @@ def pair(rng: np.random.Generator) -> tuple[tuple[Scene, Scene], list[Turn]]:
     first = shapes_scene(rng, size, most=4)
     if rng.random() < 0.5:
         second = shapes_scene(rng, size, most=4)
-        turns = [_more(rng, first, second), _which(rng, first, second)]
-        return (first, second), [turn for turn in turns if turn]
+        turns = [turn for turn in (_more(rng, first, second), _which(rng, first, second)) if turn]
+        return (first, second), turns[:: pick(rng, (1, -1))]
     first, second, answer = _changed(rng, first)
     question = worded(
         rng,
@@ -63,17 +63,22 @@ def _which(rng: np.random.Generator, first: Scene, second: Scene) -> Turn | None
 
 
 def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]:
-    """The scene before and after one change, or none, and what to say of it: what either shows, and so what changed."""
+    """The scene before and after one change, or none, and what to say of it: what is where, and so what changed.
+
+    What changes is told from all else by its name, before and after.
+    """
     things = list(scene.things)
-    number = int(rng.integers(len(things)))
+    names = {thing.name for thing in things}
+    alone = [number for number, thing in enumerate(things) if len(scene.named(thing.name)) == 1]
+    number = pick(rng, alone) if alone else 0
     thing = things[number]
-    manner = rng.integers(5)
+    manner = int(rng.integers(5)) if alone else 4
     if manner == 0:
-        colour = pick(rng, [name for name in COLOURS if name != thing.colour])
+        colour = pick(rng, [name for name in COLOURS if f"{name} {thing.kind}" not in names])
         things[number] = replace(thing, colour=colour, rgb=shade(rng, COLOURS[colour]))
         answer = f"the {thing.name} has become {colour}"
-    elif manner == 1:
-        kind = pick(rng, [name for name in SHAPES if name != thing.kind])
+    elif manner == 1 and (kinds := [kind for kind in SHAPES if f"{thing.colour} {kind}" not in names]):
+        kind = pick(rng, kinds)
         things[number] = replace(thing, kind=kind)
         answer = f"the {thing.name} has become {a(kind)}"
     elif manner in (2, 3) and len(things) > 1:
@@ -83,6 +88,17 @@ def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]
         answer = "both show the same"
     ground = plain_ground(rng, scene.width, scene.height) if rng.random() < 0.3 else scene.ground
     other = replace(scene, things=tuple(things), ground=ground)
-    before, after = (other, scene) if manner == 3 else (scene, other)
-    said = " and the second ".join(listed([a(thing.name) for thing in one.things]) for one in (before, after))
-    return before, after, f"The first picture shows {said}, so {answer}."
+    before, after = (other, scene) if manner == 3 and len(things) < len(scene.things) else (scene, other)
+    return before, after, f"I see {listed(_in_which(before, after))}: {answer}."
+
+
+def _in_which(before: Scene, after: Scene) -> list[str]:
+    """All things of both from left to right, each with the picture that it is in.
+
+    Said right behind its name: that is when a small model has found where it is. From two lists it would have to find
+    what tells them apart all at once.
+    """
+    found = [(thing, "in both" if thing in after.things else "in the first") for thing in before.things]
+    found += [(thing, "in the second") for thing in after.things if thing not in before.things]
+    found.sort(key=lambda one: one[0].box.centre[0])  # stable: what was there stands before what is there in its place
+    return [f"{a(thing.name)} {where}" for thing, where in found]

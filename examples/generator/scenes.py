@@ -29,6 +29,7 @@ GROUNDS: tuple[Colour, ...] = (
     (205, 205, 208),
     (150, 150, 156),
 )
+_IN_SKY = ("sun", "cloud")
 _TREE: Colour = (40, 120, 55)
 _SUN: Colour = (255, 205, 30)
 _CLOUD: Colour = (250, 250, 252)
@@ -128,7 +129,8 @@ def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, 
         large = rng.random() < (0.5 if count <= 2 else 0.15)
         low, high = LARGE if large else SMALL
         side = rng.uniform(low, high) * short
-        box = free_place(rng, (side, side), (0, 0, width, height), [thing.box for thing in things], short)
+        others = [thing.box for thing in things]
+        box = free_place(rng, (side, side), (0, 0, width, height), others, short, from_left=others)
         if box is not None:
             rgb = shade(rng, COLOURS[colour])
             things.append(Thing(kind, colour, "large" if large else "small", box, rgb))
@@ -161,8 +163,12 @@ def _outdoor_scene(rng: np.random.Generator) -> Scene:
 
 
 def in_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
-    """From left to right."""
-    return tuple(sorted(things, key=lambda thing: thing.box.centre[0]))
+    """From left to right, what is in the sky before all else."""
+    return tuple(sorted(things, key=lambda thing: (thing.kind not in _IN_SKY, thing.box.centre[0])))
+
+
+def _apart(box: Box, others: Sequence[Box]) -> bool:
+    return all(abs(box.centre[0] - other.centre[0]) > 0.25 * min(box.width, other.width) for other in others)
 
 
 def free_place(
@@ -171,15 +177,19 @@ def free_place(
     area: tuple[float, float, float, float],
     taken: Sequence[Box],
     short: float,
+    from_left: Sequence[Box] = (),
 ) -> Box | None:
-    """A place for a box of this size in the area, clear of the others; None when twenty tries found none."""
+    """A place for a box of this size in the area, clear of the others; None when twenty tries found none.
+
+    from_left: those of which it has to be clear whether they come before it or behind it, from left to right.
+    """
     left, top, right, bottom = area
     margin = 0.02 * short
     for _ in range(20):
         x = rng.uniform(left + margin, max(left + margin, right - margin - size[0]))
         y = rng.uniform(top + margin, max(top + margin, bottom - margin - size[1]))
         box = Box(x, y, x + size[0], y + size[1])
-        if not any(box.overlaps(other, 0.03 * short) for other in taken):
+        if _apart(box, from_left) and not any(box.overlaps(other, 0.03 * short) for other in taken):
             return box
     return None
 
@@ -195,7 +205,7 @@ def _pictograph(
     short = min(width, height)
     side = short * rng.uniform(0.26, 0.36 if kind != "house" else 0.46)
     size = {"car": (side, side * 0.6), "cloud": (side, side * 0.55), "tree": (side * 0.8, side)}.get(kind, (side, side))
-    if kind in ("sun", "cloud"):
+    if kind in _IN_SKY:
         area = (0.0, 0.0, float(width), horizon * 0.75)
     else:  # stands on the grass
         foot = rng.uniform(horizon + size[1] * 0.15, max(height * 0.96, horizon + size[1] * 0.2))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from qvl.processing.tokenizer import Tokenizer
 
 BATCH = 16
-STEPS = 5000
+STEPS = 5500
 LEARNING_RATE = 1.5e-3
 _WARMUP = 100
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -70,7 +70,8 @@ class Batch:
     patches: float32 [patches, 1176]. kinds, colours: int64 [patches]. edges: float32 [patches, 4], where the left, top,
     right and bottom edge of its thing are in the picture, from 0 to 1; has_edges: float32 [patches, 1]. centres:
     float32 [patches, 2], where the patch is. words: int64 [pieces, groups], counted from 1, with 0 for none; boxes:
-    float32 [pieces, 4], their edges. shares: float32 [pieces, tokens], of the tokens in a piece; each row sums to 1.
+    float32 [pieces, 4], their edges. shares: float32 [pieces, tokens], of the tokens in a piece, where most of it is
+    more than that; each row sums to 1.
     """
 
     patches: npt.NDArray[np.float32]
@@ -123,11 +124,11 @@ def batch(options: tuple[ImageOptions, VideoOptions], number: int, size: int = B
 def _shown(rng: np.random.Generator, options: tuple[ImageOptions, VideoOptions]) -> tuple[Vision, list[Piece]]:
     of_pictures, of_clips = options
     manner = rng.random()
-    if manner < 0.45:
+    if manner < 0.5:
         text = text_picture(rng)
         pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
         return image_vision(Image(text.image), of_pictures), pieces
-    if manner < 0.6:
+    if manner < 0.63:
         scenes = clip(rng).scenes
         frames = frame_indices(0, len(scenes) - 1, of_clips.max_frames)
         number = 2 * int(rng.integers(len(frames) // 2))
@@ -136,7 +137,7 @@ def _shown(rng: np.random.Generator, options: tuple[ImageOptions, VideoOptions])
         # Those that stand still may share a name; the one that moves has its own.
         both = [sorted(scene.things, key=lambda thing: (thing.name, thing.box.left)) for scene in pair]
         return vision, [Piece(one.kind, one.colour, one.box.between(two.box)) for one, two in zip(*both, strict=True)]
-    scene = shapes_scene(rng) if manner < 0.9 else outdoor_scene(rng)
+    scene = shapes_scene(rng) if manner < 0.91 else outdoor_scene(rng)
     pieces = [Piece(thing.kind, thing.colour, thing.box, thing.size) for thing in scene.things]
     return image_vision(Image(scene.draw()), of_pictures), pieces
 
@@ -196,14 +197,17 @@ def words_for(piece: Piece, size: tuple[int, int]) -> tuple[int, ...]:
 
 
 def shares(pieces: Sequence[Piece], size: tuple[int, int], grid: tuple[int, int, int]) -> npt.NDArray[np.float32]:
-    """How much of each piece each token covers, [pieces, tokens]. size: (width, height) of the picture."""
+    """How much of each piece each token covers, squared, [pieces, tokens]: an answer looks at where most of it is.
+
+    size: (width, height) of the picture.
+    """
     rows, columns = grid[1] // 2, grid[2] // 2
     made = np.zeros((len(pieces), rows * columns), np.float32)
     for number, piece in enumerate(pieces):
         box = piece.box
         across = _covered(box.left / size[0], box.right / size[0], columns)
         down = _covered(box.top / size[1], box.bottom / size[1], rows)
-        covered = np.outer(down, across).reshape(-1)
+        covered = np.outer(down, across).reshape(-1) ** 2
         made[number] = covered / covered.sum()
     return made
 

@@ -66,15 +66,15 @@ class Text:
 
 def text_picture(rng: np.random.Generator, longest: int | None = None) -> Text:
     """One line of text on a quiet ground. longest: cut to so many characters."""
-    width, height = picture_size(rng, narrowest=0.85)
     text = written(rng)[:longest]
+    width, height = picture_size(rng, narrowest={4: 1.15, 5: 1.4}.get(len(text), 0.85))
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     image = plain_ground(rng, width, height)
     # Most of the picture's width: letters of a few pixels can not be told apart once the picture is made small.
     font_name = FONTS[int(rng.integers(len(FONTS)))]
     probe = font(font_name, 100).getbbox(text)
     fit = min(0.92 * width / (probe[2] - probe[0]), 0.8 * height / (probe[3] - probe[1]))
-    size = max(14, round(100 * fit * float(rng.uniform(0.75, 1.0))))
+    size = max(14, round(100 * fit * float(rng.uniform(0.85, 1.0))))
     size = min(size, round(0.5 * min(width, height)))
     face = font(font_name, size)
     left, top, right, bottom = face.getbbox(text)
