@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from safetensors.numpy import load_file
 from qvl.model.part import Cut
 from qvl.model.shapes import FULL_7B, TINY
 from qvl.model.weights import empty_model
+from qvl.planning.training import plan_training
 from qvl.profile_training import LoraOptions, TrainingOptions
+from qvl.training.run import estimate_training
 from qvl.training.shards import Shards, own_stage, share_out, whole_shapes
 from tests.training.runs import FULL, LORA, finetune, losses, records
 
@@ -129,6 +132,43 @@ def test_large_matrices_are_cut_by_rows_and_all_else_is_whole() -> None:
     with whole_shapes(model):
         assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == before
     assert tuple(model.lm_head.weight.shape) == (3584 // 8, 152064)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_is_estimated_is_what_a_process_has(stage: int) -> None:
+    whole = empty_model(FULL_7B, "bfloat16")
+    matrices = {
+        name: int(parameter.size)
+        for name, parameter in whole.named_parameters()
+        if parameter.ndim == 2 and not name.startswith("visual.")
+    }
+    language = [int(p.size) for name, p in whole.named_parameters() if not name.startswith("visual.")]
+    share_out(whole, stage, 0, 8)
+    kept = sum(int(parameter.size) for parameter in whole.parameters())
+    layer = sum(size for name, size in matrices.items() if name.startswith("model.layers.7."))
+    ends = matrices["model.embed_tokens.weight"] + matrices["lm_head.weight"]
+    options = TrainingOptions(method="full", sharding=f"stage{stage}", recompute=True)
+    estimate, learning, total = estimate_training(FULL_7B, options, "bfloat16", 1024, 8)
+    assert estimate.weights == 2 * (kept + (sum(matrices.values()) if stage == 2 else layer + ends))
+    own = sum(language) - sum(matrices.values()) * 7 // 8
+    assert estimate.gradients == 4 * own + 6 * matrices["lm_head.weight"] and estimate.optimizer == 12 * own
+    assert learning == sum(language) and total > learning
+    stage_1, _, _ = estimate_training(FULL_7B, replace(options, sharding="stage1"), "bfloat16", 1024, 8)
+    assert estimate.total < 0.75 * stage_1.total and (stage == 2 or estimate.total < 0.5 * stage_1.total)
+
+
+def test_a_plan_counts_what_shared_out_matrices_send() -> None:
+    options = TrainingOptions(method="full", sharding="stage1", recompute=True, batch_size=64, micro_batch_size=1)
+    one, two, three = (
+        plan_training(FULL_7B, replace(options, sharding=f"stage{n}"), dtype="bfloat16", devices=8, tokens=2048)
+        for n in (1, 2, 3)
+    )
+    assert one.flops == two.flops == three.flops
+    language = 7.6e9
+    # Eight micro-batches on each device: 8 times gradients, and weights once or twice for each.
+    assert two.sent == pytest.approx(7 / 8 * language * (8 * 4 + 2), rel=0.01)
+    assert three.sent == pytest.approx(7 / 8 * language * (8 * 4 + 8 * 2 * 2), rel=0.01)
+    assert one.sent == pytest.approx(7 / 8 * language * (4 + 2), rel=0.01)
 
 
 def test_rows_that_do_not_go_evenly_stay_whole() -> None:

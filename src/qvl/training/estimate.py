@@ -33,7 +33,8 @@ class Size:
     """What one device has.
 
     weights, learning: parameters in all, and those that learn; held: those of which it keeps the optimiser's state.
-    tokens, patches: of the largest micro-batch. parts: into how many the model is split.
+    tokens, patches: of the largest micro-batch. parts: into how many the model is split. fetched: numbers of the
+    matrices that are shared out and whole for a while; exchanged: of the largest whose whole gradient is given away.
     """
 
     weights: int
@@ -43,6 +44,8 @@ class Size:
     patches: int
     dtype: str
     parts: int = 1
+    fetched: int = 0
+    exchanged: int = 0
 
 
 def estimate(config: ModelConfig, options: TrainingOptions, run: Size) -> Estimate:
@@ -58,8 +61,8 @@ def estimate(config: ModelConfig, options: TrainingOptions, run: Size) -> Estima
     words = config.vocab_size // run.parts
     head = 4 * words * config.hidden_size if options.method == "full" and "language" in options.train else 0
     return Estimate(
-        weights=run.weights * size,
-        gradients=run.learning * 4,
+        weights=(run.weights + run.fetched) * size,
+        gradients=run.learning * 4 + run.exchanged * (size + 4),  # as it comes, and in float32 to be summed
         optimizer=run.held * (8 + master),
         activations=kept + (layer if options.recompute else 0) + vision,
         loss=3 * 4 * min(options.loss_chunk, run.tokens) * words + head,

@@ -37,6 +37,7 @@ from qvl.training.model import part_of  # noqa: E402
 from qvl.training.parts import Arrangement, arrangement  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
 from qvl.training.record import StepRecord  # noqa: E402
+from qvl.training.shards import Shards, fetched_at_once, own_stage, shared_rows  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def estimate_training(
     """
     from qvl.model.weights import empty_model
 
-    model, part = empty_model(config, dtype), Part(0, parts)
+    model = empty_model(config, dtype)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if options.method == "full":
         learning = {name: shape for name, shape in shapes.items() if part_of(name) in options.train}
@@ -228,11 +229,18 @@ def estimate_training(
             for name in lora_modules(model, options.lora.targets, options.lora.parts)
             for kind, shape in _factor_shapes(shapes[f"{name}.weight"], options.lora.rank)
         }
+    stage = own_stage(options) if devices > 1 else 0
+    rows = shared_rows(shapes, devices) if stage else {}
+    part = Shards(0, devices, rows=rows) if stage else Part(0, parts)
+    matrices = {name: math.prod(shapes[name]) for name in rows}
+    fetched = {2: sum(matrices.values()), 3: fetched_at_once(shapes, rows)}
     held = [part.held(name, shape, config) for name, shape in learning.items()]
     size = Size(
         weights=sum(part.held(name, shape, config) for name, shape in shapes.items()),
         learning=sum(held),
-        held=largest_share(held, devices // parts if options.sharding == "stage1" else 1),
+        held=largest_share(held, devices // parts if options.sharding != "none" and not stage else 1),
+        fetched=fetched.get(stage, 0),
+        exchanged=max((count for name, count in matrices.items() if name in learning), default=0),
         tokens=tokens,
         patches=tokens * config.vision_config.spatial_merge_size**2,
         dtype=dtype,

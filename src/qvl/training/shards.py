@@ -14,7 +14,8 @@ they write is whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,24 @@ def own_stage(options: TrainingOptions) -> int:
     """
     learns = options.method == "full" and "language" in options.train
     return {"stage2": 2 if learns else 0, "stage3": 3}.get(options.sharding, 0)
+
+
+def shared_rows(shapes: Mapping[str, Sequence[int]], size: int) -> dict[str, int]:
+    """The rows of the matrices that so many processes share out, of all parameters of a model."""
+    return {
+        name: shape[0]
+        for name, shape in shapes.items()
+        if not name.startswith("visual.") and len(shape) == 2 and shape[0] % size == 0
+    }
+
+
+def fetched_at_once(shapes: Mapping[str, Sequence[int]], rows: Mapping[str, int]) -> int:
+    """Numbers that stage 3 fetches for the largest layer, the embedding and the head, which are whole beside it."""
+    layers: dict[str, int] = {}
+    for name in rows:
+        key = ".".join(name.split(".")[:3]) if name.startswith("model.layers.") else ""
+        layers[key] = layers.get(key, 0) + math.prod(shapes[name])
+    return layers.pop("", 0) + max(layers.values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -153,7 +172,7 @@ class Sharding:
                 layer._parameters["weight"] = shards[name]
 
     def _whole(self, name: str, shard: paddle.Tensor) -> paddle.Tensor:
-        whole = self.shards.gathered
+        whole: Callable[[paddle.Tensor], paddle.Tensor] = self.shards.gathered
         if self._kept is not None:
             kept = self._kept[name].detach()
             whole = lambda _: kept  # noqa: E731
@@ -168,11 +187,7 @@ def share_out(model: Qwen2VL, stage: int, rank: int, size: int) -> Sharding:
     What is filled in and saved from then on are stretches: `model.held` says which.
     """
     owners: dict[str, nn.Layer] = dict(model.named_sublayers())
-    rows = {
-        name: parameter.shape[0]
-        for name, parameter in model.named_parameters()
-        if not name.startswith("visual.") and parameter.ndim == 2 and parameter.shape[0] % size == 0
-    }
+    rows = shared_rows({name: parameter.shape for name, parameter in model.named_parameters()}, size)
     for name, count in rows.items():
         owner = owners[name.removesuffix(".weight")]
         dtype = owner.weight.dtype
