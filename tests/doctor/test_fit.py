@@ -17,6 +17,8 @@ from qvl.runtime.memory import weight_bytes
 from tests.doctor.conftest import Run
 from tests.doctor.screens import GIB, as_json, free
 
+pytestmark = pytest.mark.slow  # programs are started
+
 
 @pytest.mark.usefixtures("here")
 def test_what_each_shape_takes_is_what_the_runtime_reckons(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ import pytest
 from qvl.doctor import child, probe
 from tests.doctor.conftest import Run
 
+pytestmark = pytest.mark.slow  # programs are started
+
 WAYS = {
     "missing": 'raise ModuleNotFoundError("No module named \'paddle\'", name="paddle")',
     "ill-linked": 'raise ImportError("libcudart.so.12: cannot open shared object file")',

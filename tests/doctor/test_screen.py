@@ -17,6 +17,8 @@ from tests.doctor.conftest import Run
 from tests.doctor.screens import as_json
 from tests.unit.foreign_support import Form, read_tensors, write_foreign, write_tensors
 
+pytestmark = pytest.mark.slow  # programs are started
+
 
 @pytest.mark.usefixtures("here")
 def test_one_screen_of_80_columns_and_no_colour_in_a_pipe(doctor: Run) -> None:

@@ -16,6 +16,8 @@ import pytest
 
 from tests.golden import MEDIA
 
+pytestmark = pytest.mark.slow  # programs are started
+
 COMMAND = [sys.executable, "-m", "qvl.cli", "infer", "--profile", "demo", "--threads", "1"]
 RECORDS = 200
 PATIENCE = 300.0  # seconds

@@ -18,6 +18,8 @@ from tests.e2e.running import Run, tokens
 from tests.golden import GOLDEN, MEDIA
 from tests.unit.foreign_support import Form, write_foreign
 
+pytestmark = pytest.mark.slow  # programs are started
+
 PICTURE = str(MEDIA / "70x98.png")
 SHORT = ("--temperature", "0", "--max-new-tokens", "6")
 QUESTION = (PICTURE, "-p", "What colour is it?", *SHORT, "--json")

@@ -21,6 +21,8 @@ from tests.golden import MEDIA, load_case
 from tests.golden.cases import CASES
 from tests.unit.media_fixtures import png_header
 
+pytestmark = pytest.mark.slow  # programs are started
+
 # What the references were made with, in place of the profile's and the checkpoint's own settings.
 AS_REFERENCE = ["--set", "max_pixels=12845056", "--temperature", "0", "--repetition-penalty", "1"]
 PICTURE = str(MEDIA / "70x98.png")

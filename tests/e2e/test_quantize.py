@@ -14,6 +14,8 @@ from qvl.model.quantization import WIDTHS, Quantization, stored_quantization
 from tests.e2e.running import Run, tokens
 from tests.golden import GOLDEN, MEDIA
 
+pytestmark = pytest.mark.slow  # programs are started
+
 PICTURE = str(MEDIA / "70x98.png")
 QUESTION = (PICTURE, "-p", "What colour is it?", "--temperature", "0", "--max-new-tokens", "8", "--json")
 

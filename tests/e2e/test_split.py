@@ -30,6 +30,8 @@ from qvl.runtime.records import Sampling
 from qvl.runtime.session import Session
 from qvl.runtime.split.model import SplitModel
 
+pytestmark = pytest.mark.slow  # programs are started
+
 SHORT = Sampling(max_new_tokens=12)
 # 64 heads on 8 key heads, as the 72B has, and as many columns for each.
 RATIOS_OF_72B = replace(

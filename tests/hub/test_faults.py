@@ -14,6 +14,8 @@ from tests.hub.answers import Answer, Asked, cut, refuse, send, stall, whole
 from tests.hub.conftest import BIG, INDEX, Run, is_model, noise, nothing_kept, one_error
 from tests.hub.server import Handler, Hub
 
+pytestmark = pytest.mark.slow  # a server that makes one wait
+
 
 def times(count: int, answer: Callable[[Asked], Answer], name: str = BIG) -> Callable[[Asked], Answer | None]:
     """Misbehave for the first `count` requests for a file, then no more."""

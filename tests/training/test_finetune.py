@@ -19,6 +19,8 @@ from qvl.cli import main
 from qvl.training.checkpoints import last_checkpoint, list_checkpoints
 from tests.training.runs import ANSWERS, FULL, LORA, command, finetune, losses, noise, wait_for_steps
 
+pytestmark = pytest.mark.slow  # programs are started
+
 
 def ask(capsys: pytest.CaptureFixture[str], picture: Path, *model: str) -> str:
     """The answer to the question that was trained, with the limits that it was trained with."""

@@ -17,6 +17,8 @@ import pytest
 from qvl.training.checkpoints import last_checkpoint, list_checkpoints
 from tests.training.runs import FULL, LORA, command, finetune, losses, records, wait_for_steps
 
+pytestmark = pytest.mark.slow  # programs are started
+
 TWO = ["--nproc", "2", "--threads", "1"]
 LONG = [*LORA, "--max-steps", "40", "--set", "training.save_steps=3", "--set", "training.lora.dropout=0.1"]
 ENDLESS = [*LORA, *TWO, "--max-steps", "100000", "--set", "training.save_steps=50"]

@@ -13,6 +13,8 @@ import pytest
 from qvl import environment
 from qvl.errors import UsageError
 
+pytestmark = pytest.mark.slow  # programs are started
+
 WAITING = """
 from qvl import environment
 print("begun", flush=True)
