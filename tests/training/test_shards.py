@@ -17,12 +17,14 @@ from qvl.planning.training import plan_training
 from qvl.profile_training import LoraOptions, TrainingOptions
 from qvl.training.run import estimate_training
 from qvl.training.shards import Shards, own_stage, share_out, whole_shapes
+from tests.conftest import CheckpointOf
 from tests.training.runs import FULL, LORA, finetune, losses, records
 
 # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
 STEADY = ["--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"]
 STEADY += ["--set", "training.micro_batch_size=1"]
 VISION = [*FULL, "--set", "training.train=[vision, merger, language]"]
+HEAD = [*LORA, "--set", "training.lora.targets=[q_proj, lm_head]"]
 TWO = ["--nproc", "2", "--threads", "1"]
 
 
@@ -41,15 +43,26 @@ def few_pictures(data: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "stage"), [(FULL, 2), (FULL, 3), (VISION, 2), (VISION, 3), (LORA, 3)])
+@pytest.mark.parametrize(
+    ("recipe", "stage", "variant"),
+    [
+        (FULL, 2, "tiny"),
+        (FULL, 3, "untied"),
+        (VISION, 2, "untied"),
+        (VISION, 3, "tiny"),
+        (LORA, 3, "tiny"),
+        (HEAD, 3, "untied"),
+    ],
+)
 def test_processes_learn_what_one_does(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path, recipe: list[str], stage: int
+    data: Path, checkpoint_variant: CheckpointOf, tmp_path: Path, recipe: list[str], stage: int, variant: str
 ) -> None:
+    checkpoint = checkpoint_variant(variant)
     flags = [*recipe, *STEADY, *sharded(stage), "--max-steps", "4"]
     flags += ["--set", "training.eval_split=0.25", "--set", "training.eval_steps=2"]
     one, two = tmp_path / "one", tmp_path / "two"
     for out, more in ((one, []), (two, TWO)):
-        run = finetune(data, out, tiny_checkpoint, *flags, *more, file=few_pictures(data))
+        run = finetune(data, out, checkpoint, *flags, *more, file=few_pictures(data))
         assert run.returncode == 0, run.stderr
     for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
         got, expected = ([record[key] for record in records(out)] for out in (two, one))
