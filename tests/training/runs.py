@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 ANSWERS = (
     "A red cat.",
@@ -67,3 +68,22 @@ def wait_for_steps(out: Path, steps: int, program: subprocess.Popen[bytes]) -> N
             return
         time.sleep(0.02)
     raise AssertionError(f"no step {steps}: {program.communicate()[1][-2000:]!r}")
+
+
+def assert_same_run(got: Path, expected: Path) -> None:
+    """Of two folders of runs with samples held out: losses, norms, tokens and results, up to rounding."""
+    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        figures = ([record[key] for record in records(out)] for out in (got, expected))
+        np.testing.assert_allclose(*figures, rtol=tolerance)
+    for key in ("tokens", "supervised_tokens"):
+        assert [record[key] for record in records(got)] == [record[key] for record in records(expected)]
+    lines = [[json.loads(line)["loss"] for line in (out / "eval.jsonl").open()] for out in (got, expected)]
+    np.testing.assert_allclose(*lines, rtol=1e-5)
+    (result,) = (path.name for path in expected.iterdir() if path.name in ("adapter", "model"))
+    for path in (expected / result).iterdir():
+        assert (got / result / path.name).exists()
+        if path.suffix == ".safetensors":
+            wanted, found = load_file(path), load_file(got / result / path.name)
+            assert wanted.keys() == found.keys()
+            for name, values in wanted.items():
+                np.testing.assert_allclose(found[name], values, rtol=0, atol=2e-5, err_msg=name)

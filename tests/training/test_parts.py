@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from qvl.errors import UsageError
 from qvl.model.config import ModelConfig
@@ -18,7 +17,7 @@ from qvl.model.part import Part
 from qvl.model.shapes import FULL_72B, TINY
 from qvl.training.parts import Arrangement
 from tests.conftest import CheckpointOf
-from tests.training.runs import FULL, LORA, command, finetune, losses, records
+from tests.training.runs import FULL, LORA, assert_same_run, command, finetune, losses
 
 ROOT = Path(__file__).parents[2]
 # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
@@ -78,21 +77,7 @@ def test_parts_learn_what_a_whole_model_does(
     for out, more in ((whole, []), (parts, split)):
         run = finetune(data, out, tiny_checkpoint, *flags, *more, file="few-pictures.json")
         assert run.returncode == 0, run.stderr
-    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
-        got, expected = ([record[key] for record in records(out)] for out in (parts, whole))
-        np.testing.assert_allclose(got, expected, rtol=tolerance)
-    lines = [[json.loads(line)["loss"] for line in (out / "eval.jsonl").open()] for out in (parts, whole)]
-    np.testing.assert_allclose(*lines, rtol=1e-5)
-    for key in ("tokens", "supervised_tokens"):
-        assert [record[key] for record in records(parts)] == [record[key] for record in records(whole)]
-    (result,) = (path.name for path in whole.iterdir() if path.name in ("adapter", "model"))
-    for path in (whole / result).iterdir():
-        assert (parts / result / path.name).exists()
-        if path.suffix == ".safetensors":
-            expected, got = load_file(path), load_file(parts / result / path.name)
-            assert expected.keys() == got.keys()
-            for name, values in expected.items():
-                np.testing.assert_allclose(got[name], values, rtol=0, atol=2e-5, err_msg=name)
+    assert_same_run(parts, whole)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from qvl.model.part import Cut
 from qvl.model.shapes import FULL_7B, TINY
@@ -18,7 +17,7 @@ from qvl.profile_training import LoraOptions, TrainingOptions
 from qvl.training.run import estimate_training
 from qvl.training.shards import Shards, own_stage, share_out, whole_shapes
 from tests.conftest import CheckpointOf
-from tests.training.runs import FULL, LORA, finetune, losses, records
+from tests.training.runs import FULL, LORA, assert_same_run, finetune, losses
 
 # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
 STEADY = ["--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"]
@@ -64,21 +63,7 @@ def test_processes_learn_what_one_does(
     for out, more in ((one, []), (two, TWO)):
         run = finetune(data, out, checkpoint, *flags, *more, file=few_pictures(data))
         assert run.returncode == 0, run.stderr
-    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
-        got, expected = ([record[key] for record in records(out)] for out in (two, one))
-        np.testing.assert_allclose(got, expected, rtol=tolerance)
-    for key in ("tokens", "supervised_tokens"):
-        assert [record[key] for record in records(two)] == [record[key] for record in records(one)]
-    lines = [[json.loads(line)["loss"] for line in (out / "eval.jsonl").open()] for out in (two, one)]
-    np.testing.assert_allclose(*lines, rtol=1e-5)
-    (result,) = (path.name for path in one.iterdir() if path.name in ("adapter", "model"))
-    for path in (one / result).iterdir():
-        assert (two / result / path.name).exists()
-        if path.suffix == ".safetensors":
-            expected, got = load_file(path), load_file(two / result / path.name)
-            assert expected.keys() == got.keys()
-            for name, values in expected.items():
-                np.testing.assert_allclose(got[name], values, rtol=0, atol=2e-5, err_msg=name)
+    assert_same_run(two, one)
 
 
 @pytest.mark.slow
