@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -183,7 +184,7 @@ def _train_in_processes(
     """In several processes of this machine. Whether there is a result, and it is for this one to say so."""
     from qvl.cli.processes import Processes, log_folder, run_processes
 
-    if recipe.devices is not None or device != "cpu":
+    if recipe.devices is not None or (device != "cpu" and _is_for_gpus()):
         from qvl.training.run import check_gpu_count, check_gpus
 
         if recipe.devices is not None:
@@ -194,6 +195,14 @@ def _train_in_processes(
     with LiveLine(run.quiet) as line:
         outcomes = run_processes(processes, sys.argv[1:], line)
     return any(outcome.rank == 0 for outcome in outcomes)
+
+
+def _is_for_gpus() -> bool:
+    """Whether Paddle's GPU build is installed. Asking Paddle itself would import it, which takes seconds."""
+    try:
+        return bool(version("paddlepaddle-gpu"))
+    except PackageNotFoundError:
+        return False
 
 
 def _profile(recipe: RecipeOptions) -> Profile:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ class Sharding:
         for number, layer in enumerate(self._model.model.layers):
             layer.forward = self._around(layer.forward, self._own_matrices(layer, f"model.layers.{number}."))
 
-    def ends(self) -> Any:
+    def ends(self) -> AbstractContextManager[None]:
         """A context in which the embedding and the head, which no decoder layer has, are whole."""
         model = self._model
         owners = {"model.embed_tokens.weight": model.model.embed_tokens, "lm_head.weight": model.lm_head}
