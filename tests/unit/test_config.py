@@ -95,6 +95,14 @@ def test_several_ids_may_end_an_answer(tmp_path: Path) -> None:
     assert GenerationConfig.from_folder(tmp_path, config.eos_token_id).eos_token_ids == {1000, 998}
 
 
+def test_a_whole_mlp_ratio_is_written_without_a_point() -> None:
+    written = [
+        read(vision_config={**FLAT["vision_config"], "mlp_ratio": ratio}).to_dict()["vision_config"]["mlp_ratio"]
+        for ratio in (4, 4.0, 3.5)
+    ]
+    assert json.dumps(written) == "[4, 4, 3.5]"
+
+
 def test_a_missing_epsilon_is_the_references() -> None:
     data = {name: value for name, value in FLAT.items() if name != "rms_norm_eps"}
     assert ModelConfig.from_dict(data).rms_norm_eps == 1e-5

@@ -29,7 +29,7 @@ class VisionConfig:
     embed_dim: int = 1280
     hidden_size: int = 3584
     num_heads: int = 16
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 4
     in_channels: int = 3
     patch_size: int = 14
     spatial_merge_size: int = 2
@@ -145,7 +145,8 @@ class ModelConfig:
                 "embed_dim": vision.embed_dim,
                 "hidden_size": vision.hidden_size,
                 "num_heads": vision.num_heads,
-                "mlp_ratio": vision.mlp_ratio,
+                # transformers 5 refuses a float here, and so does what is built on it.
+                "mlp_ratio": int(ratio) if (ratio := vision.mlp_ratio) == int(ratio) else ratio,
                 "hidden_act": "quick_gelu",
                 "in_channels": vision.in_channels,
                 "in_chans": vision.in_channels,
