@@ -54,7 +54,8 @@ uint32_t detect() {
   add(Isa::avx512vnni);
   if (!(a71 >> 5 & 1)) return found;
   add(Isa::avx512bf16);
-  const bool amx = (d7 >> 24 & 1) && (d7 >> 25 & 1) && (d7 >> 22 & 1);
+  // Every CPU with tiles has VBMI, which makes numbers for them from bytes.
+  const bool amx = (c7 >> 1 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (d7 >> 22 & 1);
   if (amx && (state & kTiles) == kTiles && tiles_permitted()) add(Isa::amx);
   return found;
 }

@@ -164,14 +164,16 @@ Status linear(const LinearParams& p) {
     });
     return Status::ok;
   }
-  // Ranges of the same panels follow one another, so their weights are in the cache for the later ones.
-  const int64_t fair = divide_up(panels, 3 * threads() * 2) * 2;
-  const int64_t block = fair < body.most_panels ? fair : body.most_panels, chunks = divide_up(tiles, body.most_tiles);
-  parallel(divide_up(panels, block) * chunks, 1, [&](int64_t begin, int64_t end) {
+  // Ranges of the same panels follow one another, so their weights are in the cache for the later ones. All ranges are
+  // of one size, as far as that goes, for the threads to end together.
+  const int64_t bands = divide_up(tiles, body.most_tiles), height = divide_up(divide_up(tiles, bands), 2) * 2;
+  const int64_t parts = divide_up(panels, body.most_panels * threads()) * threads();
+  const int64_t width = divide_up(divide_up(panels, parts), 2) * 2;
+  parallel(divide_up(panels, width) * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % chunks * body.most_tiles, panel = i / chunks * block;
-      const int64_t last = first + body.most_tiles < tiles ? first + body.most_tiles : tiles;
-      for_panels(p, panel, panel + block, [&](const Panels& part) { body.run(p, t, part, first, last); });
+      const int64_t first = i % bands * height, panel = i / bands * width;
+      const int64_t last = first + height < tiles ? first + height : tiles;
+      for_panels(p, panel, panel + width, [&](const Panels& part) { body.run(p, t, part, first, last); });
     }
   });
   return Status::ok;
