@@ -3,9 +3,8 @@
 
 #include <string.h>
 
-#include "linear_kernels.h"
+#include "linear_launch.h"
 #include "qvl/isa.h"
-#include "qvl/threads.h"
 
 namespace qvl {
 
@@ -27,8 +26,6 @@ QVL_IF_AMX(QVL_TABLES(amx, extern const LinearKernels linear_tiles;))
 
 namespace {
 
-// From here on the arithmetic counts, not the reading of weights.
-constexpr int64_t kManyRows = 16;
 // From here on widening int8 and int4 weights for the tile unit costs less than it saves.
 constexpr int64_t kWidenRows = 48;
 
@@ -69,13 +66,6 @@ const Choice<PackKernels> pack_bodies[] = {
     QVL_IF_AVX2({Isa::avx2, &avx2::pack_kernels}, )
     QVL_IF_AVX512({Isa::avx512, &avx512::pack_kernels}, )
 };
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-const LinearKernels& body_for(DType dtype, int64_t rows) {
-  if (dtype == DType::bfloat16) return rows < kManyRows ? choose(float_bodies) : choose(float_bodies_many);
-  return rows < kWidenRows ? choose(int_bodies) : choose(int_bodies_many);
-}
 
 // Ranges of panels such that each thread gets several and none is too small to be worth handing out.
 int64_t grain_of(int64_t panels, int64_t panel_bytes) {
@@ -136,46 +126,55 @@ int64_t padded_inputs(DType dtype, int64_t k, int64_t group) {
   return divide_up(k, unit) * unit;
 }
 
-Status linear(const LinearParams& p) {
-  if (p.rows <= 0 || p.count <= 0) return Status::ok;
-  const LinearWeight& w = p.weights[0];
-  const LinearKernels& body = body_for(w.dtype, p.rows);
+const LinearKernels& linear_body(DType dtype, int64_t rows) {
+  if (dtype == DType::bfloat16) return rows < kManyRows ? choose(float_bodies) : choose(float_bodies_many);
+  return rows < kWidenRows ? choose(int_bodies) : choose(int_bodies_many);
+}
+
+Tiles new_tiles(const LinearWeight& w, int64_t rows, const LinearKernels& body, int slot) {
   Tiles t{};
-  t.rows = p.rows;
-  t.height = p.rows == 1 ? 1 : 16;
+  t.rows = rows;
+  t.height = rows == 1 ? 1 : 16;
   t.k_padded = w.k_padded;
   t.group = w.group ? w.group : kActivationGroup;
   t.groups = divide_up(t.k_padded, t.group);
   t.tile_bytes = t.k_padded * body.activation_bytes * t.height;
-  const int64_t tiles = divide_up(p.rows, t.height), places = tiles * t.groups * t.height;
-  t.data = scratch_of<uint8_t>(0, tiles * t.tile_bytes);
-  t.scales = scratch_of<float>(1, 2 * places);
-  if (!t.data || !t.scales) return Status::no_memory;
+  const int64_t tiles = divide_up(rows, t.height), places = tiles * t.groups * t.height;
+  t.scales = scratch_of<float>(slot + 1, 2 * places);
   t.sums = t.scales + places;
-  parallel(tiles, 1, [&](int64_t begin, int64_t end) {
+  t.data = t.scales ? scratch_of<uint8_t>(slot, tiles * t.tile_bytes) : nullptr;
+  return t;
+}
+
+void prepare_tiles(const LinearParams& p, const LinearKernels& body, const Tiles& t) {
+  parallel(divide_up(t.rows, t.height), 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) body.prepare(p, t, tile);
   });
+}
 
+void multiply(const LinearParams& p, const LinearKernels& body, const Tiles& t) {
+  const int64_t tiles = divide_up(p.rows, t.height);
   int64_t panels = 0;
   for (int64_t i = 0; i < p.count; ++i) panels += divide_up(p.weights[i].n, kPanel);
   if (p.rows < kManyRows) {
-    parallel(panels, grain_of(panels, panel_bytes_of(w)), [&](int64_t begin, int64_t end) {
+    parallel(panels, grain_of(panels, panel_bytes_of(p.weights[0])), [&](int64_t begin, int64_t end) {
       for_panels(p, begin, end, [&](const Panels& part) { body.run(p, t, part, 0, tiles); });
     });
-    return Status::ok;
+    return;
   }
-  // Ranges of the same panels follow one another, so their weights are in the cache for the later ones. All ranges are
-  // of one size, as far as that goes, for the threads to end together.
-  const int64_t bands = divide_up(tiles, body.most_tiles), height = divide_up(divide_up(tiles, bands), 2) * 2;
-  const int64_t parts = divide_up(panels, body.most_panels * threads()) * threads();
-  const int64_t width = divide_up(divide_up(panels, parts), 2) * 2;
-  parallel(divide_up(panels, width) * bands, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % bands * height, panel = i / bands * width;
-      const int64_t last = first + height < tiles ? first + height : tiles;
-      for_panels(p, panel, panel + width, [&](const Panels& part) { body.run(p, t, part, first, last); });
-    }
-  });
+  each_range(panels, body.most_panels, 2, tiles, body.most_tiles,
+             [&](int64_t begin, int64_t end, int64_t first, int64_t last) {
+               for_panels(p, begin, end, [&](const Panels& part) { body.run(p, t, part, first, last); });
+             });
+}
+
+Status linear(const LinearParams& p) {
+  if (p.rows <= 0 || p.count <= 0) return Status::ok;
+  const LinearKernels& body = linear_body(p.weights[0].dtype, p.rows);
+  const Tiles t = new_tiles(p.weights[0], p.rows, body, 0);
+  if (!t.data) return Status::no_memory;
+  prepare_tiles(p, body, t);
+  multiply(p, body, t);
   return Status::ok;
 }
 

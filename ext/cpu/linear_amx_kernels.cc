@@ -33,42 +33,6 @@ struct alignas(64) TileConfig {
   }
 };
 
-// One or two panels that are multiplied together; with a gate, panel i of the gate and panel i of what it lets through.
-struct Pair {
-  const LinearWeight* weights[2];
-  int64_t panels[2];
-  int64_t count;
-};
-
-// The weights that are needed next, asked for a few lines at a time while the unit works.
-struct Ahead {
-  const char* at[2];
-  int64_t lines[2];
-  int64_t each;  // lines at a time
-  inline void some(int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int j = lines[0] > 0 ? 0 : 1;
-      if (lines[j] <= 0) return;
-      _mm_prefetch(at[j], _MM_HINT_T1);
-      at[j] += 64;
-      --lines[j];
-    }
-  }
-};
-
-static Ahead ahead_of(const Pair& pair, const Tiles& t, int64_t first, int64_t last, int64_t turns) {
-  Ahead ahead{};
-  int64_t all = 0;
-  for (int64_t j = 0; j < pair.count; ++j) {
-    const LinearWeight& w = *pair.weights[j];
-    const int64_t input_bytes = w.dtype == DType::bfloat16 ? 32 : w.dtype == DType::int8 ? 16 : 8;
-    ahead.at[j] = static_cast<const char*>(w.data) + (pair.panels[j] * t.k_padded + first) * input_bytes;
-    all += ahead.lines[j] = (last - first) * input_bytes / 64;
-  }
-  ahead.each = (all + turns - 1) / turns;
-  return ahead;
-}
-
 // Sums of tiles x panels tiles, 16 x 16 each in the order of `sums`, over `chunks` times 32 inputs.
 template <int tiles, int panels>
 static void block(const uint8_t* a, int64_t tile_bytes, const uint8_t* const (&b)[2], int64_t chunks, const float* from,
@@ -184,8 +148,55 @@ static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t 
   _tile_release();
 }
 
+// Numbers of a tile's row: what the gate makes of them, as bfloat16.
+QVL_INLINE __m256i gated_row(const MlpParams& p, const float* sums, const F16 (&scales)[2], const F16 (&biases)[2]) {
+  const vf value = fma16(load16(sums), scales[0], biases[0]).v;
+  if (p.gate == Gate::quick_gelu) return (__m256i)_mm512_cvtneps_pbh(gated(value, 1.702f));
+  const vf let_through = fma16(load16(sums + 256), scales[1], biases[1]).v;
+  return (__m256i)_mm512_cvtneps_pbh(mul(gated(value, 1.0f), let_through));
+}
+
+// Outputs that do not exist come out as 0: their weights and their bias are.
+static F16 bias_of(const LinearWeight& w, int64_t panel) {
+  const int64_t left = w.n - panel * kPanel;
+  if (!w.bias || left <= 0) return zero16();
+  const uint32_t mask = left >= kPanel ? 0xffffu : (1u << left) - 1;
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), w.bias + panel * kPanel)};
+}
+
+static void run_gated(const MlpParams& p, const Tiles& in, const Tiles& out, int64_t begin, int64_t end, int64_t first,
+                      int64_t last) {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  const bool two = p.gate == Gate::swiglu;
+  const int64_t panels = (p.inner[0].n + kPanel - 1) / kPanel;
+  const auto pair_at = [&](int64_t i) {
+    const int64_t at = begin + i;
+    if (two) return Pair{{&p.inner[0], &p.inner[1]}, {at, at}, 2};
+    return Pair{{&p.inner[0], &p.inner[0]}, {2 * at, 2 * at + 1}, 2 * at + 1 < panels ? 2 : 1};
+  };
+  const auto ends = [&](const Pair& pair, int64_t tile, int64_t tiles, const float* sums) {
+    F16 scales[2] = {zero16(), zero16()}, biases[2] = {zero16(), zero16()};
+    for (int64_t i = 0; i < pair.count; ++i) {
+      scales[i] = scales_of(*pair.weights[i], pair.panels[i]);
+      biases[i] = bias_of(*pair.weights[i], pair.panels[i]);
+    }
+    // A panel of results is half a line of 32 inputs of the next layer.
+    for (int64_t i = 0; i < (two ? 1 : pair.count); ++i) {
+      const F16 own_scales[2] = {scales[i], scales[1]}, own_biases[2] = {biases[i], biases[1]};
+      for (int64_t r = 0; r < tiles * 16; ++r) {
+        uint8_t* to = out.data + (tile + r / 16) * out.tile_bytes + (pair.panels[i] / 2 * 16 + r % 16) * 64;
+        const __m256i row = gated_row(p, sums + r / 16 * 512 + i * 256 + r % 16 * 16, own_scales, own_biases);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + pair.panels[i] % 2 * 32), row);
+      }
+    }
+  };
+  each_block(in, first, last, end - begin, pair_at, ends);
+  _tile_release();
+}
+
 extern const LinearKernels linear_tiles;
-const LinearKernels linear_tiles{2, kMostPanels, kMostTiles, prepare_tile, run};
+const LinearKernels linear_tiles{2, kMostPanels, kMostTiles, prepare_tile, run, run_gated};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -115,5 +115,41 @@ static void widen_panel(const LinearWeight& w, int64_t panel, int64_t first, int
   }
 }
 
+// One or two panels that are multiplied together; with a gate, panel i of the gate and panel i of what it lets through.
+struct Pair {
+  const LinearWeight* weights[2];
+  int64_t panels[2];
+  int64_t count;
+};
+
+// The weights that are needed next, asked for a few lines at a time while the unit works.
+struct Ahead {
+  const char* at[2];
+  int64_t lines[2];
+  int64_t each;  // lines at a time
+  void some(int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int j = lines[0] > 0 ? 0 : 1;
+      if (lines[j] <= 0) return;
+      _mm_prefetch(at[j], _MM_HINT_T1);
+      at[j] += 64;
+      --lines[j];
+    }
+  }
+};
+
+static Ahead ahead_of(const Pair& pair, const Tiles& t, int64_t first, int64_t last, int64_t turns) {
+  Ahead ahead{};
+  int64_t all = 0;
+  for (int64_t j = 0; j < pair.count; ++j) {
+    const LinearWeight& w = *pair.weights[j];
+    const int64_t input_bytes = w.dtype == DType::bfloat16 ? 32 : w.dtype == DType::int8 ? 16 : 8;
+    ahead.at[j] = static_cast<const char*>(w.data) + (pair.panels[j] * t.k_padded + first) * input_bytes;
+    all += ahead.lines[j] = (last - first) * input_bytes / 64;
+  }
+  ahead.each = (all + turns - 1) / turns;
+  return ahead;
+}
+
 }  // namespace QVL_LEVEL
 }  // namespace qvl

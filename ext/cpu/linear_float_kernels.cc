@@ -58,7 +58,7 @@ struct FloatBody {
 };
 
 extern const LinearKernels linear_float;
-const LinearKernels linear_float{4, 4, 16, prepare_float, run_body<FloatBody>};
+const LinearKernels linear_float{4, 4, 16, prepare_float, run_body<FloatBody>, nullptr};
 
 #if defined(__AVX512BF16__)
 
@@ -109,7 +109,7 @@ struct Bf16Body {
 };
 
 extern const LinearKernels linear_bf16;
-const LinearKernels linear_bf16{2, 4, 16, prepare_bf16, run_body<Bf16Body>};
+const LinearKernels linear_bf16{2, 4, 16, prepare_bf16, run_body<Bf16Body>, nullptr};
 
 #endif
 

@@ -148,7 +148,7 @@ static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t 
 }
 
 extern const LinearKernels linear_int;
-const LinearKernels linear_int{1, 4, 16, prepare, run};
+const LinearKernels linear_int{1, 4, 16, prepare, run, nullptr};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "qvl/linear.h"
+#include "qvl/mlp.h"
 
 namespace qvl {
 
@@ -30,6 +31,10 @@ struct LinearKernels {
   void (*prepare)(const LinearParams& params, const Tiles& tiles, int64_t tile);
   // Outputs of `panels` for the rows of tiles [first, last).
   void (*run)(const LinearParams& params, const Tiles& tiles, const Panels& panels, int64_t first, int64_t last);
+  // The first layer of an MLP from the tiles `in`, gated, as tiles `out` for the second. Of pairs of panels [begin, end):
+  // one of each weight where there are two, else two neighbours. nullptr where a body has no such thing.
+  void (*gated)(const MlpParams& params, const Tiles& in, const Tiles& out, int64_t begin, int64_t end, int64_t first,
+                int64_t last);
 };
 
 struct DenseKernels {

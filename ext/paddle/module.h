@@ -6,7 +6,8 @@
 // Raised when the Python side and the library have to change together.
 #define QVL_ABI 1
 
-#define QVL_OPS_BOUND(X) X(activation) X(attention) X(attention_grad) X(linear) X(norm) X(sampling) X(threads_probe)
+#define QVL_OPS_BOUND(X) \
+  X(activation) X(attention) X(attention_grad) X(linear) X(mlp) X(norm) X(sampling) X(threads_probe)
 
 namespace qvl {
 #define QVL_DECLARE(name) void bind_##name(py::module_& m);

@@ -12,7 +12,7 @@ from paddle.distributed.fleet.utils import recompute
 from qvl import ops
 from qvl.model.config import ModelConfig
 from qvl.model.linear import BiasedLinear
-from qvl.model.packed import Projection
+from qvl.model.packed import Projection, gated_mlp
 from qvl.model.part import Part, PartialEmbedding
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
 
@@ -138,7 +138,7 @@ class MLP(nn.Layer):
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
         if self.gate_up_proj is not None:
-            return self.down_proj(ops.swiglu(self.gate_up_proj(x)), residual)
+            return gated_mlp(self.gate_up_proj, self.down_proj, "swiglu", x, residual)
         x = self.part.shared(x)
         return self.part.summed(self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x))))
 

@@ -12,7 +12,9 @@ import paddle
 from paddle import nn
 
 from qvl.model.quantization import EMBEDDING, Quantization
+from qvl.ops.activation import quick_gelu, swiglu
 from qvl.ops.linear import PackedLinear, embedding, linear
+from qvl.ops.mlp import Gate, mlp
 
 if TYPE_CHECKING:
     from qvl.model.qwen2_vl import Qwen2VL
@@ -43,6 +45,26 @@ class PackedProjection(Projection):
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
         return linear(x, self.weights, residual)
+
+
+def gated_mlp(
+    inner: nn.Layer, down: nn.Layer, gate: Gate, x: paddle.Tensor, residual: paddle.Tensor | None = None
+) -> paddle.Tensor:
+    """The second projection of what the gate makes of the first one's outputs, plus the residual: as one op where both
+    are packed and nothing is laid over them. inner: `Projection` of gate and up, or of the one layer before the gate."""
+    if _is_bare(inner) and _is_bare(down):
+        assert isinstance(inner, PackedProjection) and isinstance(down, PackedProjection)
+        first = [inner.weights] if isinstance(inner.weights, PackedLinear) else inner.weights
+        assert isinstance(down.weights, PackedLinear)
+        return mlp(x, first, down.weights, gate, residual)
+    hidden = inner(x)
+    added = () if residual is None else (residual,)
+    return down(swiglu(hidden) if gate == "swiglu" else quick_gelu(hidden), *added)
+
+
+def _is_bare(layer: nn.Layer) -> bool:
+    """Whether a layer multiplies and does nothing else. An adapter is a hook on the layer that it is for."""
+    return type(layer) is PackedProjection and not layer._forward_post_hooks and not layer._forward_pre_hooks
 
 
 class PackedEmbedding(nn.Layer):

@@ -8,7 +8,7 @@ from paddle import nn
 from qvl import ops
 from qvl.model.config import VisionConfig
 from qvl.model.linear import BiasedLinear
-from qvl.model.packed import takes_residual
+from qvl.model.packed import gated_mlp, takes_residual
 
 LAYER_NORM_EPS = 1e-6
 
@@ -66,8 +66,7 @@ class VisionMLP(nn.Layer):
         self.fc2 = BiasedLinear(config.intermediate_size, config.embed_dim)
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:
-        added = () if residual is None else (residual,)
-        return self.fc2(ops.quick_gelu(self.fc1(x)), *added)
+        return gated_mlp(self.fc1, self.fc2, "quick_gelu", x, residual)
 
 
 class VisionBlock(nn.Layer):
