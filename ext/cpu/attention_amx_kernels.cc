@@ -10,7 +10,9 @@ namespace QVL_LEVEL {
 
 constexpr int64_t kTile = 1024;  // bytes of one operand: 16 rows of 32 bfloat16
 constexpr int64_t kRows = 32;
-constexpr int64_t kWeightStride = kBlockKeys + 32;  // an odd number of cache lines
+// More than elsewhere: the unit is so quick that what each block costs beside its products counts.
+constexpr int64_t kTileKeys = 256;
+constexpr int64_t kScoreStride = kTileKeys + 16, kWeightStride = kTileKeys + 32;  // odd numbers of cache lines
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -120,6 +122,36 @@ static void pack_tiles(const AttentionParams& p, const AttentionSequence& s, int
   }
 }
 
+// 2**x to four digits, for x up to 0: weights are rounded to bfloat16, which keeps two and a half. 0 below -126.
+QVL_INLINE vf coarse_exp2(vf x) {
+  const vf n = nearest(x), f = sub(x, n);
+  vf power = fma(f, broadcast(0.05516969f), broadcast(0.24260623f));
+  power = fma(f, power, broadcast(0.69326088f));
+  power = fma(f, power, broadcast(0.99992839f));
+  const __m512i exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+  // A NaN is not below: it stays one.
+  const __mmask16 counts = _mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_NLT_UQ);
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(counts, _mm512_castps_si512(power), exponent));
+}
+
+// `soften` with the weights as bfloat16, written to `weights`, [rows][kWeightStride].
+template <typename Seen>
+static inline void soften_rounded(float* scores, int64_t rows, int64_t columns, const Softmax& state, Seen seen,
+                                  uint16_t* weights) {
+  soften_state(scores, kScoreStride, rows, columns, state, seen);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = scores + r * kScoreStride;
+    const vf top = broadcast(state.highest[r] == kNothing ? 0.0f : state.highest[r]);
+    vf total = zero();
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const vf weight = coarse_exp2(sub(load(row + c), top));
+      total = add(total, weight);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + r * kWeightStride + c), rounded(weight));
+    }
+    state.total[r] = state.total[r] * state.carry[r] + sum(total);
+  }
+}
+
 // Memory of a task.
 struct Workspace {
   float *queries, *scores, *sums, *state;
@@ -127,8 +159,8 @@ struct Workspace {
   char *keys, *values;
 
   bool reserve(const AttentionParams& p, int64_t some, int64_t inner, int64_t outer) {
-    const int64_t floats[] = {some * p.dim,   kRows * kKeyStride,      some * outer,         3 * some,
-                              some * inner / 2, kRows * kWeightStride / 2, kBlockKeys * inner / 2, kBlockKeys * outer / 2};
+    const int64_t floats[] = {some * p.dim,   kRows * kScoreStride,      some * outer,         3 * some,
+                              some * inner / 2, kRows * kWeightStride / 2, kTileKeys * inner / 2, kTileKeys * outer / 2};
     int64_t total = 0;
     for (int64_t each : floats) total += round_up(each, 16);
     float* at = scratch_of<float>(8, total);
@@ -173,21 +205,18 @@ static bool attend_tiles(const AttentionParams& p, const AttentionSequence& s, i
   clear(w.sums, some * outer);
   const TileShapes shapes;
   _tile_loadconfig(&shapes);
-  for (int64_t start = 0; start < seen_by_last; start += kBlockKeys) {
-    const int64_t n = lesser(kBlockKeys, seen_by_last - start), columns = round_up(n, 32);
+  for (int64_t start = 0; start < seen_by_last; start += kTileKeys) {
+    const int64_t n = lesser(kTileKeys, seen_by_last - start), columns = round_up(n, 32);
     pack_tiles<T>(p, s, kv_head, start, n, w.keys, w.values);
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t count = lesser(kRows, rows - row);
       if (keys_seen(p, s, first + (row + count - 1) / group, start) <= 0) continue;
       const Softmax part{softmax.highest + row, softmax.total + row, softmax.carry + row};
       const char* queries = reinterpret_cast<const char*>(w.rounded + row * inner);
-      multiply_all({steps, queries, 2 * inner, w.keys, kTile, steps * kTile, w.scores, 4 * kKeyStride, false},
+      multiply_all({steps, queries, 2 * inner, w.keys, kTile, steps * kTile, w.scores, 4 * kScoreStride, false},
                    columns / 16);
-      soften(w.scores, kKeyStride, count, columns, part,
-             [&](int64_t r) { return lesser(n, keys_seen(p, s, first + (row + r) / group, start)); });
-      for (int64_t r = 0; r < count; ++r) {
-        round_row(w.scores + r * kKeyStride, columns, columns, w.weights + r * kWeightStride);
-      }
+      const auto seen = [&](int64_t r) { return lesser(n, keys_seen(p, s, first + (row + r) / group, start)); };
+      soften_rounded(w.scores, count, columns, part, seen, w.weights);
       float* sums = w.sums + row * outer;
       carry_sums(sums, count, outer, part.carry);
       multiply_all({columns / 32, reinterpret_cast<const char*>(w.weights), 2 * kWeightStride, w.values,

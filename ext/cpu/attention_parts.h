@@ -78,9 +78,9 @@ struct Softmax {
   }
 };
 
-// Turn rows of scores into weights. `seen(row)`: the columns that count; `columns`: all, a multiple of the width.
+// The highest scores of rows and the carry. `seen(row)`: the columns that count; `columns`: all, a multiple of the width.
 template <typename Seen>
-static inline void soften(float* scores, int64_t stride, int64_t rows, int64_t columns, const Softmax& state, Seen seen) {
+static inline void soften_state(float* scores, int64_t stride, int64_t rows, int64_t columns, const Softmax& state, Seen seen) {
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * stride;
     const int64_t count = seen(r);
@@ -97,6 +97,12 @@ static inline void soften(float* scores, int64_t stride, int64_t rows, int64_t c
     const int n = static_cast<int>(lesser(rows - r, kLanes));
     store_up_to(state.carry + r, exp2(load_up_to(state.carry + r, n)), n);
   }
+}
+
+// Turn rows of scores into weights.
+template <typename Seen>
+static inline void soften(float* scores, int64_t stride, int64_t rows, int64_t columns, const Softmax& state, Seen seen) {
+  soften_state(scores, stride, rows, columns, state, seen);
   for (int64_t r = 0; r < rows; ++r) {
     float* row = scores + r * stride;
     const vf top = broadcast(state.highest[r] == kNothing ? 0.0f : state.highest[r]);
