@@ -27,7 +27,7 @@ QVL_IF_AMX(QVL_TABLES(amx, extern const LinearKernels linear_tiles;))
 namespace {
 
 // From here on widening int8 and int4 weights for the tile unit costs less than it saves.
-constexpr int64_t kWidenRows = 48;
+constexpr int64_t kWidenRows = 32;
 
 const Choice<LinearKernels> int_bodies[] = {
     {Isa::portable, &portable::linear_int},
