@@ -25,8 +25,14 @@ class OpenVino:
         import openvino_genai
 
         begun = time.perf_counter()
+        scheduling = openvino_genai.SchedulerConfig()
+        # Else it remembers the keys and values of the last question, picture included, and asked again reads nothing.
+        scheduling.enable_prefix_caching = False
+        scheduling.max_num_batched_tokens = 4096  # not a prompt of 281 tokens in two
         settings = {} if gpu else {"INFERENCE_NUM_THREADS": self.threads}
-        self.pipeline = openvino_genai.VLMPipeline(model, "GPU" if gpu else "CPU", **settings)
+        self.pipeline = openvino_genai.VLMPipeline(
+            model, "GPU" if gpu else "CPU", scheduler_config=scheduling, **settings
+        )
         return {"seconds": time.perf_counter() - begun}
 
     def question(self, path: str | None, text: str, new_tokens: int) -> dict[str, Any]:
