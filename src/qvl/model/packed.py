@@ -50,8 +50,10 @@ class PackedProjection(Projection):
 def gated_mlp(
     inner: nn.Layer, down: nn.Layer, gate: Gate, x: paddle.Tensor, residual: paddle.Tensor | None = None
 ) -> paddle.Tensor:
-    """The second projection of what the gate makes of the first one's outputs, plus the residual: as one op where both
-    are packed and nothing is laid over them. inner: `Projection` of gate and up, or of the one layer before the gate."""
+    """The second projection of what the gate makes of the first one's outputs, plus the residual.
+
+    One op where both are packed and nothing is laid over them. inner: of gate and up, or the one layer before the gate.
+    """
     if _is_bare(inner) and _is_bare(down):
         assert isinstance(inner, PackedProjection) and isinstance(down, PackedProjection)
         first = [inner.weights] if isinstance(inner.weights, PackedLinear) else inner.weights

@@ -19,9 +19,9 @@ VARIABLE = "QVL_OPS"
 Request = Literal["auto", "native", "composed"]
 Body = Literal["native", "composed", "flash"]
 
-# The ops that a model calls for every token or patch, by the names they are exported under; `linear`, of packed
-# weights, by that in its module.
-NAMES = ("rms_norm", "apply_rotary", "varlen_attention", "swiglu", "quick_gelu", "linear")
+# The ops that a model calls for every token or patch, by the names they are exported under; `linear` and `mlp`, of
+# packed weights, by those in their modules.
+NAMES = ("rms_norm", "apply_rotary", "varlen_attention", "swiglu", "quick_gelu", "linear", "mlp")
 # Where the native body goes by another name.
 _NATIVE_NAMES = {"varlen_attention": "attention"}
 

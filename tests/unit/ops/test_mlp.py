@@ -111,5 +111,8 @@ def test_wrong_arguments_are_named() -> None:
         with pytest.raises(ValueError, match="mlp: residual"):
             mlp(x, inner, down, "swiglu", x)
         assert mlp(x[:0], inner, down, "swiglu").shape == [0, 16]
-    with native.using("composed"), pytest.raises(ValueError, match="mlp: inner must be 1 weights for quick_gelu, not 2"):
+    with (
+        native.using("composed"),
+        pytest.raises(ValueError, match="mlp: inner must be 1 weights for quick_gelu, not 2"),
+    ):
         mlp(x, inner, down, "quick_gelu")

@@ -23,6 +23,7 @@ CASES: Mapping[str, Build] = {
     "cached_attention": attention.cached,
     "linear": linear.packed,
     "linear_dense": linear.dense,
+    "mlp": linear.mlps,
     "embedding": linear.embedding,
     "pack": linear.pack,
     "unpack": linear.unpack,

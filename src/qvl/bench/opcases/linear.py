@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 
 from qvl.bench.opcases.case import Arithmetic, OpCase, Sizes, copies, normal
-from qvl.ops import linear, packing
+from qvl.ops import linear, mlp, packing
+from qvl.ops.mlp import Gate
 from qvl.ops.packing import PackedMatrix, Packing
 
 _PACKINGS = (
@@ -45,6 +46,30 @@ def packed(sizes: Sizes) -> Iterator[OpCase]:
                 few = how.kind == "bf16" and rows < 16
                 kind: Arithmetic = "float32" if few else "bfloat16" if how.kind == "bf16" else "int8"
                 yield OpCase("linear", _name(how), rows, f"{k} to {n}", calls, moved, 2 * rows * n * k, kind)
+
+
+def mlps(sizes: Sizes) -> Iterator[OpCase]:
+    """That of the language model for one token and for a prompt, and that of the vision tower for a picture."""
+    language, vision = sizes.config, sizes.config.vision_config
+    own: tuple[tuple[Gate, int, int, tuple[int, ...]], ...] = (
+        ("swiglu", language.hidden_size, language.intermediate_size, (1, sizes.tokens)),
+        ("quick_gelu", vision.embed_dim, vision.intermediate_size, (sizes.patches,)),
+    )
+    for gate, width, inner, counts in own:
+        for how in (Packing("bf16"), Packing("int8"), Packing("int4", 128)):
+            parts = [_matrix(inner, width, how) for _ in range(2 if gate == "swiglu" else 1)]
+            parts.append(_matrix(width, inner, how))
+            nbytes = sum(part.nbytes for part in parts)
+            layers = [[linear.PackedLinear(_copy(part)) for part in parts] for _ in range(copies(sizes, nbytes))]
+            for rows in counts:
+                x = normal(rows, width)
+                calls = [partial(mlp.mlp, x, each[:-1], each[-1], gate) for each in layers]
+                few = how.kind == "bf16" and rows < 16
+                kind: Arithmetic = "float32" if few else "bfloat16" if how.kind == "bf16" else "int8"
+                operations = 2 * rows * width * inner * len(parts)
+                moved = nbytes + 8 * rows * width
+                at = f"{width} by {inner}"
+                yield OpCase("mlp", f"{gate} {_name(how)}", rows, at, calls, moved, operations, kind)
 
 
 def dense(sizes: Sizes) -> Iterator[OpCase]:
