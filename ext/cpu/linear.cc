@@ -92,30 +92,46 @@ int64_t panel_bytes_of(const LinearWeight& w) {
   return w.dtype == DType::bfloat16 ? 2 * values : w.dtype == DType::int8 ? values : values / 2;
 }
 
-float value_of(const LinearWeight& w, int64_t row, int64_t k) {
+// One output's weights as float32 [k]. The kind is asked once a row and the scale once a group.
+void unpack_bfloat16(const LinearWeight& w, int64_t panel, int64_t lane, float* out) {
+  const uint16_t* data = static_cast<const uint16_t*>(w.data) + panel * w.k_padded * kPanel + 2 * lane;
+  for (int64_t k = 0; k < w.k; ++k) {
+    const uint32_t bits = static_cast<uint32_t>(data[k / 2 * 32 + k % 2]) << 16;
+    memcpy(out + k, &bits, 4);
+  }
+}
+
+void unpack_int8(const LinearWeight& w, int64_t panel, int64_t lane, int64_t first, int64_t last, float scale,
+                 float* out) {
+  const int8_t* data = static_cast<const int8_t*>(w.data) + panel * w.k_padded * kPanel + 4 * lane;
+  for (int64_t k = first; k < last; ++k) out[k] = static_cast<float>(data[k / 4 * 64 + k % 4]) * scale;
+}
+
+void unpack_int4(const LinearWeight& w, int64_t panel, int64_t lane, int64_t first, int64_t last, float scale, int zero,
+                 float* out) {
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * w.k_padded * kPanel / 2 + 4 * lane;
+  for (int64_t k = first; k < last; ++k) {
+    const int both = data[k / 8 * 64 + k % 4], code = k % 8 < 4 ? both & 15 : both >> 4;
+    out[k] = static_cast<float>(code - zero) * scale;
+  }
+}
+
+void unpack_row(const LinearWeight& w, int64_t row, float* out) {
   const int64_t panel = row / kPanel, lane = row % kPanel;
-  const int64_t place = (panel * (w.group ? w.k_padded / w.group : 1) + (w.group ? k / w.group : 0)) * kPanel + lane;
-  if (w.dtype == DType::bfloat16) {
-    const uint16_t* data = static_cast<const uint16_t*>(w.data) + panel * w.k_padded * kPanel;
-    const uint32_t bits = static_cast<uint32_t>(data[k / 2 * 32 + lane * 2 + k % 2]) << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+  if (w.dtype == DType::bfloat16) return unpack_bfloat16(w, panel, lane, out);
+  if (!w.group) {
+    return unpack_int8(w, panel, lane, 0, w.k, static_cast<const float*>(w.scales)[row], out);
   }
-  float scale;
-  if (w.group) {
-    scale = half_to_float(static_cast<const uint16_t*>(w.scales)[place]);
-  } else {
-    scale = static_cast<const float*>(w.scales)[place];
+  for (int64_t first = 0; first < w.k; first += w.group) {
+    const int64_t last = first + w.group < w.k ? first + w.group : w.k;
+    const int64_t place = (panel * (w.k_padded / w.group) + first / w.group) * kPanel + lane;
+    const float scale = half_to_float(static_cast<const uint16_t*>(w.scales)[place]);
+    if (w.dtype == DType::int8) {
+      unpack_int8(w, panel, lane, first, last, scale, out);
+    } else {
+      unpack_int4(w, panel, lane, first, last, scale, w.zeros ? w.zeros[place] : 8, out);
+    }
   }
-  if (w.dtype == DType::int8) {
-    const int8_t* data = static_cast<const int8_t*>(w.data) + panel * w.k_padded * kPanel;
-    return static_cast<float>(data[k / 4 * 64 + lane * 4 + k % 4]) * scale;
-  }
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + panel * w.k_padded * kPanel / 2;
-  const uint8_t both = data[k / 8 * 64 + lane * 4 + k % 4];
-  const int code = k % 8 < 4 ? both & 15 : both >> 4, zero = w.zeros ? w.zeros[place] : 8;
-  return static_cast<float>(code - zero) * scale;
 }
 
 }  // namespace
@@ -200,9 +216,7 @@ Status pack(const PackParams& p) {
 
 Status unpack(const LinearWeight& w, const int64_t* rows, int64_t count, float* out) {
   parallel(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t k = 0; k < w.k; ++k) out[i * w.k + k] = value_of(w, rows ? rows[i] : i, k);
-    }
+    for (int64_t i = begin; i < end; ++i) unpack_row(w, rows ? rows[i] : i, out + i * w.k);
   });
   return Status::ok;
 }

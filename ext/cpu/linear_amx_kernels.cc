@@ -15,9 +15,9 @@ namespace qvl {
 namespace QVL_LEVEL {
 
 constexpr int64_t kStep = 512;
-// Of a range: its activations of a step take 16 KiB a tile, its sums 1 KiB a tile and panel, together about 1.2 MiB of a
+// Of a range: its activations of a step take 16 KiB a tile, its sums 1 KiB a tile and panel, together 1.25 MiB of a
 // second-level cache that is 2 MiB wherever there is a tile unit.
-constexpr int64_t kMostTiles = 24, kMostPanels = 32;
+constexpr int64_t kMostTiles = 32, kMostPanels = 24;
 // Results beyond this would push everything else out of the second-level cache on their way to memory.
 constexpr int64_t kLargeResult = 4 << 20;
 
