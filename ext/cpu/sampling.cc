@@ -187,7 +187,7 @@ int64_t sample(const SamplingParams& p) {
   const float* logits = adjusted(p, memory);
   const float top = body.largest(logits, p.count);
   if (!std::isfinite(top)) return -1;
-  if (p.greedy) return std::find(logits, logits + p.count, top) - logits;
+  if (p.greedy) return body.first_of(logits, top, p.count);
   body.divide(logits, p.temperature, memory, p.count);
   const bool limited = p.top_k > 0 && p.top_k < p.count;
   Candidates c = collect(memory, p.count, limited ? top_k_threshold(body, memory, p.count, p.top_k) : -INFINITY);

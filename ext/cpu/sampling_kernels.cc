@@ -8,13 +8,19 @@ namespace QVL_LEVEL {
 
 static float largest_of(const float* x, int64_t n) {
   float most = -__builtin_inff();
-  vf tops = broadcast(most), others = zero();
+  // Four at a time: each step would wait for the one before.
+  vf each_tops[4], each_others[4];
+  for (int j = 0; j < 4; ++j) each_tops[j] = broadcast(most), each_others[j] = zero();
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const vf a = load(x + i);
-    tops = max(tops, a);
-    others = add(others, sub(a, a));  // 0, or NaN from NaN and infinities
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) {
+      const vf a = load(x + i + j * kLanes);
+      each_tops[j] = max(each_tops[j], a);
+      each_others[j] = add(each_others[j], sub(a, a));  // 0, or NaN from NaN and infinities
+    }
   }
+  const vf tops = max(max(each_tops[0], each_tops[1]), max(each_tops[2], each_tops[3]));
+  const vf others = add(add(each_others[0], each_others[1]), add(each_others[2], each_others[3]));
   most = largest(tops);
   float other = sum(others);
   for (; i < n; ++i) {
@@ -27,6 +33,17 @@ static float largest_of(const float* x, int64_t n) {
     most = x[i] > most ? x[i] : most;
   }
   return most;
+}
+
+static int64_t first_of(const float* x, float value, int64_t n) {
+  int64_t i = 0;
+  for (; i + kPatch <= n; i += kPatch) {
+    int found = 0;  // without a branch in the loop, so that compilers make vectors of it
+    for (int64_t j = 0; j < kPatch; ++j) found |= x[i + j] == value;
+    if (found) break;
+  }
+  while (i < n && x[i] != value) ++i;
+  return i;
 }
 
 static void divide_all(const float* x, float by, float* to, int64_t n) {
@@ -81,7 +98,7 @@ static void exponentials(const float* x, double top, double* to, int64_t n) {
 }
 
 extern const SamplingKernels sampling_kernels;
-const SamplingKernels sampling_kernels = {largest_of, divide_all, tops, exponentials};
+const SamplingKernels sampling_kernels = {largest_of, first_of, divide_all, tops, exponentials};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

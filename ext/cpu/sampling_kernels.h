@@ -14,6 +14,8 @@ constexpr float kStep = 0.03125f;
 struct SamplingKernels {
   // The largest; NaN when one is.
   float (*largest)(const float* x, int64_t n);
+  // Where the first number is that equals the value; n where none does.
+  int64_t (*first_of)(const float* x, float value, int64_t n);
   // to[i] = x[i] / by
   void (*divide)(const float* x, float by, float* to, int64_t n);
   // The largest of each kPatch, ceil(n / kPatch) of them.
