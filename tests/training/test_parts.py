@@ -81,6 +81,23 @@ def test_parts_learn_what_a_whole_model_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "sharding"), [(FULL, "none"), (FULL, "stage1"), (LORA, "stage1")], ids=["full", "full-stage1", "lora"]
+)
+def test_two_models_of_two_parts_learn_what_one_whole_model_does(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, recipe: list[str], sharding: str
+) -> None:
+    """Four processes: each model sees half of the samples, and each process has half of a model."""
+    flags = [*recipe, *STEADY, "--max-steps", "4", "--sharding", sharding]
+    flags += ["--set", "training.eval_split=0.25", "--set", "training.eval_steps=2"]
+    whole, mixed = tmp_path / "whole", tmp_path / "mixed"
+    for out, more in ((whole, []), (mixed, ["--threads", "1", "--nproc", "4", "--tensor-parallel", "2"])):
+        run = finetune(data, out, tiny_checkpoint, *flags, *more)
+        assert run.returncode == 0, run.stderr
+    assert_same_run(mixed, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "order"), [(LORA, ("2", "1")), (FULL, ("1", "2"))])
 def test_a_run_goes_on_in_another_number_of_parts(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, recipe: list[str], order: tuple[str, str]

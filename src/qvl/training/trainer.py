@@ -25,6 +25,7 @@ from qvl.model.device import Placement
 from qvl.profile_training import TrainingOptions
 from qvl.training.batch import Batch, collate
 from qvl.training.checkpoints import STATE, rotate, write_checkpoint
+from qvl.training.groups import separate_stores
 from qvl.training.holders import Holders
 from qvl.training.loader import Loader, Source
 from qvl.training.model import TrainingModel
@@ -308,6 +309,8 @@ def make_arguments(
     options: TrainingOptions, output: Path, steps: int, plan: Plan, placement: Placement, parts: int = 1
 ) -> TrainingArguments:
     """The Trainer's own settings: its loop and precision are used, its logging, saving and data order are not."""
+    if placement.device == "cpu" and plan.ranks * parts > 1:
+        separate_stores()
     warmup = options.warmup_steps if options.warmup_steps >= 1 else options.warmup_steps * steps
     with contextlib.redirect_stdout(io.StringIO()):
         return TrainingArguments(
