@@ -1,8 +1,8 @@
 """Groups of processes on CPUs, each with a store of its own.
 
-Paddle gives all groups one store, and gloo writes the addresses of a group's members to it under the same names for each:
-who is quick finds those of the group before, where nobody listens any more ("Connection refused"). With two processes that
-is rare, with four it is most runs. Between GPUs NCCL has other names.
+Paddle gives all groups one store, and gloo writes the addresses of a group's members to it under the same names for
+each: who is quick finds those of the group before, where nobody listens any more ("Connection refused"). With two
+processes that is rare, with four it is most runs. NCCL, between GPUs, does not connect this way.
 """
 
 from __future__ import annotations
