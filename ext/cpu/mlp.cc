@@ -88,12 +88,12 @@ Status in_steps(const MlpParams& p) {
 Status mlp(const MlpParams& given) {
   const LinearKernels& body = linear_body(given.inner[0].dtype, given.rows);
   const bool tiles = body.gated && linear_body(given.down->dtype, given.rows).gated;
-  // Rows of one size, so that the last ones are not few and another body's.
-  const int64_t times = divide_up(given.rows, tiles ? kTileRows : kRows);
-  const int64_t step = times ? divide_up(divide_up(given.rows, times), 16) * 16 : 16;
-  for (int64_t row = 0; row < given.rows; row += step) {
+  // Turns of whole tiles, as many in one as in another or one more: none has so few rows that another body would take them.
+  const int64_t all = divide_up(given.rows, 16), turns = divide_up(given.rows, tiles ? kTileRows : kRows);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t row = all * turn / turns * 16, end = all * (turn + 1) / turns * 16;
     MlpParams p = given;
-    p.rows = given.rows - row < step ? given.rows - row : step;
+    p.rows = (end < given.rows ? end : given.rows) - row;
     p.x += row * p.x_stride;
     p.out += row * p.out_stride;
     if (p.residual) p.residual += row * p.out_stride;

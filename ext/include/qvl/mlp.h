@@ -19,8 +19,8 @@ struct MlpParams {
 };
 
 // down(silu(gate x) * up x), or down(quick_gelu(fc1 x)), each with its bias, plus the residual. The numbers are those of
-// the three ops one after the other; what lies between them never leaves the caches for memory where the tile unit has
-// all three.
+// the three ops one after the other, but for a multiplication and an addition that are joined on the tile unit, where what
+// lies between the layers is bfloat16.
 Status mlp(const MlpParams& params);
 
 }  // namespace qvl

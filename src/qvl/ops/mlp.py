@@ -24,8 +24,8 @@ def mlp(
     """down(silu(gate x) * up x) with two inner weights, down(quick_gelu(fc1 x)) with one, plus the residual.
 
     x: float32 [..., k] on the CPU; residual: shaped as the result, [..., outputs of down]. Each weight adds its bias.
-    No gradient. The numbers are those of `linear`, the gate and `linear` one after the other. Raises ValueError for
-    sizes that disagree.
+    No gradient. The numbers are those of `linear`, the gate and `linear` one after the other, to rounding. Raises
+    ValueError for sizes that disagree.
     """
     module = native.library()
     if module is not None:

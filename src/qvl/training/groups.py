@@ -15,7 +15,7 @@ from typing import Any
 
 from paddle.base import core
 
-_TIMEOUT = timedelta(minutes=2)
+_TIMEOUT = timedelta(minutes=15)
 # A group needs its store for as long as it lives, and does not hold it.
 _kept: list[Any] = []
 

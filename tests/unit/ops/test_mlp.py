@@ -116,3 +116,17 @@ def test_wrong_arguments_are_named() -> None:
         pytest.raises(ValueError, match="mlp: inner must be 1 weights for quick_gelu, not 2"),
     ):
         mlp(x, inner, down, "quick_gelu")
+
+
+@needs_native
+@pytest.mark.parametrize("how", [Packing("bf16"), Packing("int4", 32)], ids=lambda how: how.kind)
+# One row more than so many turns, whichever the level makes of them: the last one is not a turn of its own.
+@pytest.mark.parametrize("rows", [513, 1025, 63 * 1024 + 1])
+def test_the_last_row_of_many_is_what_it_is_among_few(how: Packing, rows: int) -> None:
+    inner, down = layers("swiglu", 32, 32, 16, how)
+    x = activations(rows, 32)
+    for level in LEVELS:
+        with native.using("native", level=level, threads=2):
+            found = mlp(paddle.to_tensor(x), inner, down, "swiglu").numpy()
+            few = mlp(paddle.to_tensor(x[-40:]), inner, down, "swiglu").numpy()
+        assert np.array_equal(found[-40:], few), level

@@ -60,7 +60,8 @@ def mlps(sizes: Sizes) -> Iterator[OpCase]:
             parts = [_matrix(inner, width, how) for _ in range(2 if gate == "swiglu" else 1)]
             parts.append(_matrix(width, inner, how))
             nbytes = sum(part.nbytes for part in parts)
-            layers = [[linear.PackedLinear(_copy(part)) for part in parts] for _ in range(copies(sizes, nbytes))]
+            sets = [parts, *([_copy(part) for part in parts] for _ in range(copies(sizes, nbytes) - 1))]
+            layers = [[linear.PackedLinear(part) for part in each] for each in sets]
             for rows in counts:
                 x = normal(rows, width)
                 calls = [partial(mlp.mlp, x, each[:-1], each[-1], gate) for each in layers]
