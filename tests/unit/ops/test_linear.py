@@ -20,7 +20,7 @@ each_level = pytest.mark.parametrize(
 each_packing = pytest.mark.parametrize("how", ALL, ids=lambda how: f"{how.kind}-{how.group}-{how.symmetric}")
 
 ROWS = [1, 2, 3, 7, 16, 17, 281]
-MANY = 32  # rows from which AMX takes int8 and int4 weights
+MANY = 48  # rows from which AMX takes int8 and int4 weights
 
 # How far a product may be from the exact one of the packed weights, in terms of the sum of |x| |w| over the inputs:
 # float32 sums; a bfloat16 keeps 8 bits of both sides; int8 activations keep half of 1/127 of a group's largest one,
