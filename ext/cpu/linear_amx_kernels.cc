@@ -196,7 +196,7 @@ static void run_gated(const MlpParams& p, const Tiles& in, const Tiles& out, int
 }
 
 extern const LinearKernels linear_tiles;
-const LinearKernels linear_tiles{2, kMostPanels, kMostTiles, prepare_tile, run, run_gated};
+const LinearKernels linear_tiles{2, kMostPanels, kMostTiles, prepare_bf16, run, run_gated};
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -1,7 +1,7 @@
 // levels: portable avx2 avx512 avx512bf16
 // Linear layers with bfloat16 weights, and float32 matrices as they are for few rows. Weights are widened on the way
 // into the registers and multiplied in float32; `linear_bf16` multiplies in bfloat16, where the CPU can.
-#include "linear_blocks.h"
+#include "linear_rounded.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -61,24 +61,6 @@ extern const LinearKernels linear_float;
 const LinearKernels linear_float{4, 4, 16, prepare_float, run_body<FloatBody>, nullptr};
 
 #if defined(__AVX512BF16__)
-
-static void prepare_bf16(const LinearParams& p, const Tiles& t, int64_t tile) {
-  const int64_t k = p.weights[0].k;
-  uint16_t* data = reinterpret_cast<uint16_t*>(t.data + tile * t.tile_bytes);
-  for (int64_t r = 0; r < t.height; ++r) {
-    const int64_t row = tile * t.height + r;
-    const float* x = p.x + row * p.x_stride;
-    for (int64_t begin = 0; begin < t.k_padded; begin += 32) {
-      uint16_t* to = data + (begin / 32 * t.height + r) * 32;
-      const int64_t n = row >= t.rows || k <= begin ? 0 : (k - begin < 32 ? k - begin : 32);
-      const uint32_t mask = n >= 32 ? 0xffffffffu : (1u << n) - 1;
-      const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x + begin);
-      const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + begin + 16);
-      const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
-      memcpy(to, &both, 64);
-    }
-  }
-}
 
 struct Bf16Body {
   static constexpr int kRows = 8, kPanels = 2, kLonePanels = 4;
