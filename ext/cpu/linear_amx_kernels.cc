@@ -5,9 +5,9 @@
 //
 // A pair of panels, 512 inputs of it (32 KiB), stays in the first-level cache while the activations of all rows of a
 // range pass by in pairs of tiles, from the second-level cache and without taking the pair's place. The sums of four
-// tiles stay in registers for those 512 inputs and wait in the second-level cache for the next ones. Measured, with two
-// threads and everything in those caches, that is four fifths of what the unit can do; sums that are stored and loaded
-// after 256 inputs, or activations that push the weights out, cost a quarter of it.
+// tiles stay in registers for those 512 inputs and wait in the second-level cache for the next ones. Measured, with
+// everything in those caches, that is four fifths of what the unit can do; sums that are stored and loaded after 256 inputs,
+// or activations that push the weights out, cost a fifth to a quarter of it.
 #include "lanes.h"
 #include "linear_amx_weights.h"
 
@@ -104,7 +104,8 @@ static void each_block(const Tiles& t, int64_t first, int64_t last, int64_t pair
         const auto body = tiles == 2 ? (pair.count == 2 ? block<2, 2> : block<2, 1>)
                                      : (pair.count == 2 ? block<1, 2> : block<1, 1>);
         float* sums = kept + (tile - first) / 2 * row_of_sums + i * 1024;
-        body(t.data + tile * t.tile_bytes + k * 32, t.tile_bytes, b, chunks, k ? sums : nullptr, is_last ? done : sums, ahead);
+        const uint8_t* a = t.data + tile * t.tile_bytes + k * 32;
+        body(a, t.tile_bytes, b, chunks, k ? sums : nullptr, is_last ? done : sums, ahead);
         if (is_last) ends(pair, tile, tiles, done);
       }
     }

@@ -88,7 +88,8 @@ Status in_steps(const MlpParams& p) {
 Status mlp(const MlpParams& given) {
   const LinearKernels& body = linear_body(given.inner[0].dtype, given.rows);
   const bool tiles = body.gated && linear_body(given.down->dtype, given.rows).gated;
-  // Turns of whole tiles, as many in one as in another or one more: none has so few rows that another body would take them.
+  // Turns of whole tiles, as many in one as in another or one more, so that none has so few rows that another body would
+  // take them.
   const int64_t all = divide_up(given.rows, 16), turns = divide_up(given.rows, tiles ? kTileRows : kRows);
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t row = all * turn / turns * 16, end = all * (turn + 1) / turns * 16;
