@@ -16,6 +16,7 @@ enum class Status : int32_t {
   ok = 0,
   unsupported = 1,  // this combination has no body
   no_memory = 2,    // scratch memory could not be had
+  failed = 3,       // the device refused a launch; ops on a GPU only
 };
 
 // Half-open bits of a bfloat16, as a number of its own so that pointers to it are not taken for integers.
