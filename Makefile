@@ -68,5 +68,5 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) build src/qvl/_native.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build src/qvl/_native.* src/qvl/_native_cuda.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

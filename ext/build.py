@@ -93,6 +93,8 @@ def source_hash() -> str:
     """Of everything that decides what the library is, this file included. src/qvl/ops/native.py computes the same."""
     digest = hashlib.sha256()
     for path in sorted(HERE.rglob("*")):
+        if HERE / "cuda" in path.parents:  # build_cuda.py's
+            continue
         if path.suffix in (".h", ".cc") or path == Path(__file__).resolve():
             digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -55,12 +55,21 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 constexpr int kWide = 16 / static_cast<int>(sizeof(T));
 
+// That what is read or written as one lies where a GPU can do so.
+__device__ inline void require_aligned(const void* pointer, size_t size) {
+#ifdef QVL_EMULATED
+  emulated::require_aligned(pointer, size);
+#endif
+}
+
 template <class T, int N>
 __device__ inline Pack<T, N> load(const T* from) {
+  require_aligned(from, sizeof(Pack<T, N>));
   return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 template <class T, int N>
 __device__ inline void store(T* to, const Pack<T, N>& x) {
+  require_aligned(to, sizeof(x));
   *reinterpret_cast<Pack<T, N>*>(to) = x;
 }
 template <class T, int N>
@@ -79,6 +88,7 @@ __device__ inline void widened(const Pack<T, N>& x, float (&to)[N]) {
 // 16 bytes that are read once, as weights are: they need not stay in the first-level cache.
 __device__ inline uint4 load_once(const void* from) {
 #ifdef QVL_EMULATED
+  require_aligned(from, 16);
   return *static_cast<const uint4*>(from);
 #else
   uint4 x;
@@ -160,6 +170,8 @@ __device__ inline unsigned char* shared_memory() {
 // cp_async_wait<n> waits until no more than n groups of this thread are under way.
 __device__ inline void cp_async16(void* to_shared, const void* from) {
 #ifdef QVL_EMULATED
+  require_aligned(to_shared, 16);
+  require_aligned(from, 16);
   *static_cast<uint4*>(to_shared) = *static_cast<const uint4*>(from);
 #else
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
@@ -189,8 +201,9 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shar
               const Arguments&... arguments) {
 #ifdef QVL_EMULATED
   (void)stream;
-  emulated::run(grid, block, static_cast<size_t>(shared), [&] { kernel(static_cast<Parameters>(arguments)...); });
-  return Status::ok;
+  const bool done =
+      emulated::run(grid, block, static_cast<size_t>(shared), [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return done ? Status::ok : refused(emulated::error());
 #else
   if (shared > 48 * 1024) {
     const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
@@ -205,6 +218,8 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shar
 
 // Multiprocessors of the current device: how many blocks it takes to keep it busy.
 int multiprocessors();
+// Bytes of shared memory that a block may have, static and dynamic together.
+int64_t most_shared_memory();
 
 // f(element of the C++ type), for the types that activations have.
 template <class F>

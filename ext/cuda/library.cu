@@ -11,18 +11,39 @@ Status refused(const char* what) {
   return Status::failed;
 }
 
+#ifndef QVL_EMULATED
+namespace {
+// What the current device says of itself, asked once a thread and device.
+struct Device {
+  int index = -1, multiprocessors = 1, shared = 48 * 1024;
+};
+const Device& device() {
+  static thread_local Device known;
+  int index = 0;
+  if (cudaGetDevice(&index) != cudaSuccess || index == known.index) return known;
+  known = Device{};
+  if (cudaDeviceGetAttribute(&known.multiprocessors, cudaDevAttrMultiProcessorCount, index) == cudaSuccess &&
+      cudaDeviceGetAttribute(&known.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index) == cudaSuccess) {
+    known.index = index;
+  }
+  return known;
+}
+}  // namespace
+#endif
+
 int multiprocessors() {
 #ifdef QVL_EMULATED
   return 4;
 #else
-  static thread_local int known_device = -1, count = 0;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  if (device != known_device) {
-    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
-    known_device = device;
-  }
-  return count;
+  return device().multiprocessors;
+#endif
+}
+
+int64_t most_shared_memory() {
+#ifdef QVL_EMULATED
+  return 227 * 1024;
+#else
+  return device().shared;
 #endif
 }
 
