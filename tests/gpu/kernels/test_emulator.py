@@ -98,7 +98,7 @@ def test_misuse_is_noticed(probe: Device, name: str) -> None:
 def test_launches_that_a_gpu_refuses_are_refused(probe: Device, blocks: int, threads: int, shared: int) -> None:
     out = probe.empty(64, "float32")
     params = ProbeParams(out=out.pointer, kind=4, blocks=blocks, threads=threads, shared=shared)
-    with pytest.raises(KernelError, match="a block of|a grid of|bytes of shared memory"):
+    with pytest.raises(KernelError, match=r"a block of|a grid of|bytes of shared memory"):
         probe.call("probe_misuse", params)
 
 
