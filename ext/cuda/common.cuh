@@ -62,15 +62,44 @@ __device__ inline void require_aligned(const void* pointer, size_t size) {
 #endif
 }
 
+// The integer, or the vector of such, that is as large as a pack.
+template <int bytes>
+struct WordOf;
+template <>
+struct WordOf<1> { using Type = uint8_t; };
+template <>
+struct WordOf<2> { using Type = uint16_t; };
+template <>
+struct WordOf<4> { using Type = uint32_t; };
+template <>
+struct WordOf<8> { using Type = uint2; };
+template <>
+struct WordOf<16> { using Type = uint4; };
+
 template <class T, int N>
 __device__ inline Pack<T, N> load(const T* from) {
   require_aligned(from, sizeof(Pack<T, N>));
-  return *reinterpret_cast<const Pack<T, N>*>(from);
+  const auto word = *reinterpret_cast<const typename WordOf<sizeof(Pack<T, N>)>::Type*>(from);
+  Pack<T, N> x;
+  memcpy(&x, &word, sizeof(x));
+  return x;
 }
 template <class T, int N>
 __device__ inline void store(T* to, const Pack<T, N>& x) {
   require_aligned(to, sizeof(x));
-  *reinterpret_cast<Pack<T, N>*>(to) = x;
+  typename WordOf<sizeof(x)>::Type word;
+  memcpy(&word, &x, sizeof(x));
+#ifndef QVL_EMULATED
+  // Left to itself nvcc now and then takes a vector apart and stores its elements one by one.
+  if constexpr (sizeof(x) == 16) {
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w) : "memory");
+    return;
+  } else if constexpr (sizeof(x) == 8) {
+    asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<decltype(word)*>(to) = word;
 }
 template <class T, int N>
 __device__ inline Pack<T, N> packed(const float (&x)[N]) {
@@ -176,6 +205,25 @@ __device__ inline void cp_async16(void* to_shared, const void* from) {
 #else
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#endif
+}
+// The same of 16 or 4 bytes that are set to zero where they are not `real`; `from` is to be an address even then.
+template <int kBytes>
+__device__ inline void cp_async_or_zero(void* to_shared, const void* from, bool real) {
+  static_assert(kBytes == 16 || kBytes == 4, "what cp.async knows, but for 8");
+#ifdef QVL_EMULATED
+  require_aligned(to_shared, kBytes);
+  require_aligned(from, kBytes);
+  memset(to_shared, 0, kBytes);
+  if (real) memcpy(to_shared, from, kBytes);
+#else
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
+  const int bytes = real ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  }
 #endif
 }
 __device__ inline void cp_async_commit() {
