@@ -52,7 +52,8 @@ def assert_close(actual: Floats, truth: Floats, naive: Floats, dtype: str, *, by
 
     Truth is float64 (or float32), for the operands as rounded to `dtype`; naive rounds to `dtype` after every step. An
     error below one unit in the last place of `dtype` counts as none. `by_row` looks at every row by itself, where rows
-    have 32 elements or more. Raises AssertionError.
+    have 32 elements or more; not in float32, where the kernel rounds as the naive computation does and the largest error
+    of a row is chance. Raises AssertionError.
     """
     assert actual.shape == truth.shape == naive.shape, (actual.shape, truth.shape, naive.shape)
     actual, truth, naive = (np.asarray(array, dtype=np.float64) for array in (actual, truth, naive))
@@ -62,7 +63,7 @@ def assert_close(actual: Floats, truth: Floats, naive: Floats, dtype: str, *, by
         return
     error, allowed = np.abs(actual - truth), np.abs(naive - truth)
     error = np.where(error <= unit(truth, dtype), 0.0, error)
-    if not (by_row and actual.ndim > 1 and actual.shape[-1] >= 32):
+    if not (by_row and dtype != "float32" and actual.ndim > 1 and actual.shape[-1] >= 32):
         error, allowed = error.reshape(1, -1), allowed.reshape(1, -1)
     for name, of in (("largest", _largest), ("mean square", _mean_square)):
         excess = of(error) - 2 * of(allowed)
