@@ -41,4 +41,44 @@ __device__ inline uint32_t two(T first, T second) {
   return bits;
 }
 
+// The sums of two pairs of neighbours, each rounded.
+template <class T>
+__device__ inline uint32_t add_two(uint32_t a, uint32_t b) {
+  static_assert(sizeof(T) == 2, "bfloat16 or float16");
+#ifdef QVL_EMULATED
+  Pack<T, 2> left, right;
+  memcpy(&left, &a, 4);
+  memcpy(&right, &b, 4);
+  return two(from_float<T>(to_float(left.at[0]) + to_float(right.at[0])),
+             from_float<T>(to_float(left.at[1]) + to_float(right.at[1])));
+#else
+  std::conditional_t<std::is_same_v<T, bfloat16>, __nv_bfloat162, __half2> left, right;
+  memcpy(&left, &a, 4);
+  memcpy(&right, &b, 4);
+  const auto sum = __hadd2(left, right);
+  uint32_t bits;
+  memcpy(&bits, &sum, 4);
+  return bits;
+#endif
+}
+
+// The low halves of two registers, and the high ones: a pair of each of two rows makes two pairs along the column.
+__device__ inline uint32_t low_halves(uint32_t first, uint32_t second) { return (first & 0xffff) | (second << 16); }
+__device__ inline uint32_t high_halves(uint32_t first, uint32_t second) {
+  return (first >> 16) | (second & 0xffff0000u);
+}
+
+// The two int8 in bytes 0 and 2, exact as T: their bits go into the significand of a power of two, which is taken off.
+template <class T>
+__device__ inline uint32_t widened_codes(uint32_t bytes) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    // Seven bits on 128; for a negative code they are 128 more than the code, so that 256 has to go.
+    const uint32_t raised = (bytes & 0x007f007f) | 0x43004300, off = (bytes & 0x00800080) | 0xc300c300;
+    return add_two<T>(raised, off);
+  } else {
+    // All eight on 1024, the sign turned, which adds 128.
+    return add_two<T>((bytes & 0x00ff00ff) ^ 0x64806480, 0xe480e480);
+  }
+}
+
 }  // namespace qvl::cuda
