@@ -8,9 +8,9 @@ namespace {
 // With more packs to a thread, blocks are smaller and more rows under way; with fewer, a single row is done sooner.
 constexpr int most_threads(int each) { return each == 1 ? 1024 : each == 2 ? 256 : 512; }
 
-template <class T>
+template <class T, bool kLayer>
 __device__ const T* row_of(const NormParams& p, int64_t row) {
-  return static_cast<const T*>(p.x) + (p.gather ? p.gather[row] : row) * p.width;
+  return static_cast<const T*>(p.x) + (kLayer && p.gather ? p.gather[row] : row) * p.width;
 }
 
 template <class T, int N, int kEach>
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(most_threads(kEach)) norm_kernel(NormParams p)
   const int64_t row = blockIdx.x, at = row * p.width;
   Row<T, N, kEach> x, delta, weight, bias;
   x.packs = delta.packs = weight.packs = bias.packs = static_cast<int>(p.width) / N;
-  x.read(row_of<T>(p, row));
+  x.read(row_of<T, kLayer>(p, row));
   if (p.delta) delta.read(static_cast<const T*>(p.delta) + at);
   weight.read(p.weight);
   if constexpr (kLayer) bias.read(p.bias);
@@ -109,7 +109,7 @@ struct AnyRow {
 template <class T, bool kLayer>
 __global__ void __launch_bounds__(kAnyThreads) any_norm_kernel(NormParams p) {
   const int64_t row = blockIdx.x, at = row * p.width;
-  AnyRow<T> x{row_of<T>(p, row), p.width};
+  AnyRow<T> x{row_of<T, kLayer>(p, row), p.width};
   if (p.delta) {
     const T* delta = static_cast<const T*>(p.delta) + at;
     T* sum = static_cast<T*>(p.sum) + at;

@@ -96,6 +96,12 @@ struct Columns {
   }
 };
 
+template <int N>
+__device__ void store_floats(float* to, const float (&x)[N]) {
+#pragma unroll
+  for (int k = 0; k < N; k += 4) store(to + k, Pack<float, 4>{{x[k], x[k + 1], x[k + 2], x[k + 3]}});
+}
+
 template <class T, int N, int kEach, bool kLayer>
 __global__ void __launch_bounds__(kMostThreads) grad_kernel(Job job) {
   __shared__ float shared[2][5 * kWarp];  // in turns, so that a row's sums need not wait for who still reads the last
@@ -129,10 +135,8 @@ __global__ void __launch_bounds__(kMostThreads) grad_kernel(Job job) {
   }
   now.each([&](int j, int i) {
     const int64_t at = blockIdx.x * p.width + i;
-    for (int k = 0; k < N; ++k) {
-      if (job.weight) job.weight[at + k] = to_weight[j][k];
-      if (job.bias) job.bias[at + k] = to_bias[j][k];
-    }
+    if (job.weight) store_floats(job.weight + at, to_weight[j]);
+    if (job.bias) store_floats(job.bias + at, to_bias[j]);
   });
 }
 
@@ -214,7 +218,7 @@ Status grad_rows(const Job& job, int64_t parts, void* stream) {
     return launch(grad_kernel<T, N, kEach, kLayer>, grid, block, 0, stream, job);
   };
   const bool whole = p.width % N == 0 && aligned(p.x) && aligned(p.weight) && aligned(p.grad_out) &&
-                     aligned(p.grad_sum) && aligned(p.grad_x);
+                     aligned(p.grad_sum) && aligned(p.grad_x) && aligned(p.workspace);
   const int64_t packs = p.width / N;
   if (!whole || packs > 2 * kMostThreads) return launch(any_grad_kernel<T, kLayer>, grid, dim3(kAnyThreads), 0, stream, job);
   return packs <= kMostThreads ? run(std::integral_constant<int, 1>()) : run(std::integral_constant<int, 2>());

@@ -153,7 +153,8 @@ void wait(State state, Site site) {
 }
 
 bool same(const Site& a, const Site& b) {
-  return a.line == b.line && strcmp(a.what, b.what) == 0 && strcmp(a.file, b.file) == 0;
+  return a.line == b.line && (a.what == b.what || strcmp(a.what, b.what) == 0) &&
+         (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
 const char* base(const char* path) {
