@@ -7,6 +7,7 @@
 #pragma once
 
 #ifdef QVL_EMULATED
+#include "emulated/copies.h"
 #include "emulated/cuda.h"
 #else
 #include <cuda_bf16.h>
@@ -199,9 +200,7 @@ __device__ inline unsigned char* shared_memory() {
 // cp_async_wait<n> waits until no more than n groups of this thread are under way.
 __device__ inline void cp_async16(void* to_shared, const void* from) {
 #ifdef QVL_EMULATED
-  require_aligned(to_shared, 16);
-  require_aligned(from, 16);
-  *static_cast<uint4*>(to_shared) = *static_cast<const uint4*>(from);
+  emulated::copy_later(to_shared, from, 16, true);
 #else
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -212,10 +211,7 @@ template <int kBytes>
 __device__ inline void cp_async_or_zero(void* to_shared, const void* from, bool real) {
   static_assert(kBytes == 16 || kBytes == 4, "what cp.async knows, but for 8");
 #ifdef QVL_EMULATED
-  require_aligned(to_shared, kBytes);
-  require_aligned(from, kBytes);
-  memset(to_shared, 0, kBytes);
-  if (real) memcpy(to_shared, from, kBytes);
+  emulated::copy_later(to_shared, from, kBytes, real);
 #else
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
   const int bytes = real ? kBytes : 0;
@@ -227,13 +223,17 @@ __device__ inline void cp_async_or_zero(void* to_shared, const void* from, bool 
 #endif
 }
 __device__ inline void cp_async_commit() {
-#ifndef QVL_EMULATED
+#ifdef QVL_EMULATED
+  emulated::commit_copies();
+#else
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 template <int groups>
 __device__ inline void cp_async_wait() {
-#ifndef QVL_EMULATED
+#ifdef QVL_EMULATED
+  emulated::wait_for_copies(groups);
+#else
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 #endif
 }

@@ -292,6 +292,7 @@ bool untouched(const unsigned char* from) {
 
 void start_block(uint3 index, const Range& fixed) {
   blockIdx = index;
+  ++blocks_begun;
   memset(shared_area + kGuard, kPoison, shared_size);
   if (fixed.size) memset(fixed.begin, kPoison, fixed.size);
   for (int i = 0; i < kMostThreads; ++i) free_stacks[i] = kMostThreads - 1 - i;

@@ -49,6 +49,8 @@ bool run(dim3 grid, dim3 block, size_t shared, const F& body) {
 
 unsigned char* shared_memory();
 
+inline uint64_t blocks_begun = 0;
+
 // Ends the launch with this message; does not return.
 [[noreturn]] void fail(const char* message, ...) __attribute__((format(printf, 1, 2)));
 

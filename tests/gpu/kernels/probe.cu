@@ -39,6 +39,19 @@ __global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, float* d) 
   for (int i = 0; i < 4; ++i) d[lane * 4 + i] = sums[i];
 }
 
+// Twice sixteen bytes by way of shared memory, of which only the first copy is waited for before both are read.
+__global__ void copy_kernel(const float* x, float* out) {
+  float* seen = reinterpret_cast<float*>(shared_memory()) + threadIdx.x * 8;
+  cp_async16(seen, x);
+  cp_async_commit();
+  cp_async_or_zero<16>(seen + 4, x + 4, threadIdx.x % 2 == 0);
+  cp_async_commit();
+  cp_async_wait<1>();
+  for (int i = 0; i < 8; ++i) out[threadIdx.x * 16 + i] = seen[i];
+  cp_async_wait<0>();
+  for (int i = 0; i < 8; ++i) out[threadIdx.x * 16 + 8 + i] = seen[i];
+}
+
 enum class Misuse : int { ended_early, other_barrier, half_a_warp, other_collective, some_lanes, behind_the_end, before, askew };
 
 __global__ void misuse_kernel(Misuse kind, float* out) {
@@ -92,6 +105,9 @@ QVL_CUDA_API qvl::Status qvl_cuda_probe_sum(const ProbeParams* p, void* stream) 
 }
 QVL_CUDA_API qvl::Status qvl_cuda_probe_poison(const ProbeParams* p, void* stream) {
   return launch(poison_kernel, dim3(2), dim3(32), 128, stream, static_cast<float*>(p->out));
+}
+QVL_CUDA_API qvl::Status qvl_cuda_probe_copy(const ProbeParams* p, void* stream) {
+  return launch(copy_kernel, dim3(1), dim3(32), 1024, stream, static_cast<const float*>(p->a), static_cast<float*>(p->out));
 }
 QVL_CUDA_API qvl::Status qvl_cuda_probe_race(const ProbeParams* p, void* stream) {
   return launch(race_kernel, dim3(1), dim3(64), 256, stream, static_cast<int*>(p->out));

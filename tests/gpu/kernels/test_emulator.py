@@ -53,6 +53,15 @@ def test_the_other_order_shows_a_race(probe: Device) -> None:
     assert (forward != out.numpy()).any()
 
 
+def test_a_copy_is_there_once_it_was_waited_for(probe: Device) -> None:
+    x = np.arange(8, dtype=np.float32)
+    a, out = probe.put(x), probe.empty((32, 2, 8), "float32")
+    probe.call("probe_copy", ProbeParams(a=a.pointer, out=out.pointer))
+    early, late = out.numpy()[:, 0], out.numpy()[:, 1]
+    assert (early[:, :4] == x[:4]).all() and np.isnan(early[:, 4:]).all()
+    assert (late[::2] == x).all() and (late[1::2] == np.where(x < 4, x, 0)).all()
+
+
 def test_tiles_are_multiplied_in_the_layout_of_the_tensor_cores(probe: Device) -> None:
     rng = np.random.default_rng(0)
     a, b = rounded(rng.normal(size=(16, 16)), "bfloat16"), rounded(rng.normal(size=(16, 8)), "bfloat16")
