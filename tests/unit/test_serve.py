@@ -86,9 +86,9 @@ def test_an_answer_that_fails_on_its_way_leaves_the_others_alone(
     made = [replace(request, sampling=Sampling(10)) for request in requests(6)]
     real = Answering.take
 
-    def failing(self: Answering, logits: Any) -> None:
+    def failing(self: Answering, logits: Any, *drawn: Any) -> None:
         broken = len(self.prompt) == len(engine.prompt(made[2].conversation)) and len(self.drawn) == 4  # type: ignore[arg-type]
-        real(self, logits * np.float32(np.nan) if broken else logits)
+        real(self, logits * np.float32(np.nan) if broken else logits, *drawn)
 
     monkeypatch.setattr(Answering, "take", failing)
     finished = list(engine.serve(made, batch_size=4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import paddle
 from paddle import nn
@@ -11,10 +11,13 @@ from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.model.config import ModelConfig
-from qvl.model.linear import BiasedLinear
+from qvl.model.linear import BiasedLinear, is_bare
 from qvl.model.packed import Projection, gated_mlp
 from qvl.model.part import Part, PartialEmbedding
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
+
+# Cosines and sines; on a GPU also how many tokens each cache held before, in its memory.
+Rotary = tuple[paddle.Tensor, ...]
 
 
 class KeyValueCache(Protocol):
@@ -26,6 +29,10 @@ class KeyValueCache(Protocol):
 
     def claim(self, layer: int, tokens: int) -> ops.CacheRows:
         """Count so many new tokens as stored, and give the memory they are to be written to."""
+        ...
+
+    def __len__(self) -> int:
+        """Tokens stored by every layer."""
         ...
 
 
@@ -55,7 +62,7 @@ class Attention(nn.Layer):
     def forward(
         self,
         x: paddle.Tensor,
-        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        rotary: Rotary,
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
         residual: paddle.Tensor | None = None,
@@ -67,7 +74,7 @@ class Attention(nn.Layer):
     def _attended(
         self,
         x: paddle.Tensor,
-        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        rotary: Rotary,
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
@@ -75,13 +82,13 @@ class Attention(nn.Layer):
         n = x.shape[0]
         if caches is not None and rotary[0].ndim == 2:
             claimed = [cache.claim(self.layer, m) for m, cache in zip(lengths, caches, strict=True)]
-            projected = ops.Projected(*self._projected(x), None, *rotary)
+            projected = ops.Projected(*self._projected(x, apart=len(rotary) == 3), *rotary)
             return ops.cached_attention(projected, claimed, lengths, impl=self.impl)
         rows = self._rows(x)
         if rotary[0].ndim == 2:
-            return ops.rotary_attention(rows, *rotary, self.head_dim, lengths, impl=self.impl)
+            return ops.rotary_attention(rows, rotary[0], rotary[1], self.head_dim, lengths, impl=self.impl)
         qk, v = paddle.concat(rows[:2], axis=-1).reshape([n, -1, self.head_dim]), rows[2]
-        qk = ops.apply_rotary(qk, *rotary)
+        qk = ops.apply_rotary(qk, rotary[0], rotary[1])
         q, k = paddle.split(qk, [self.num_heads, qk.shape[1] - self.num_heads], axis=1)
         v = v.reshape([n, -1, self.head_dim])
         if caches is None:
@@ -90,11 +97,14 @@ class Attention(nn.Layer):
             out = self._with_caches(q, k, v, lengths, caches)
         return out.reshape([n, -1])
 
-    def _projected(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None, paddle.Tensor | None]:
-        """Queries, keys and values; or all three side by side."""
+    def _projected(self, x: paddle.Tensor, apart: bool) -> tuple[Any, ...]:
+        """What `ops.Projected` begins with. apart: biases are left to the op, which saves a GPU a launch for each."""
         if self.qkv_proj is not None:
-            return self.qkv_proj(x), None, None
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            return self.qkv_proj(x), None, None, None
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if apart and all(is_bare(layer) for layer in layers):
+            return *(paddle.matmul(x, layer.weight) for layer in layers), tuple(layer.bias for layer in layers)
+        return *(layer(x) for layer in layers), None
 
     def _rows(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         """Queries, keys and values, each by itself."""
@@ -154,7 +164,7 @@ class DecoderLayer(nn.Layer):
     def forward(
         self,
         x: paddle.Tensor,
-        rotary: tuple[paddle.Tensor, paddle.Tensor],
+        rotary: Rotary,
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None,
     ) -> paddle.Tensor:
@@ -179,6 +189,7 @@ class LanguageModel(nn.Layer):
         # Constants, not weights: they are in no checkpoint and stay float32 and int64.
         self._inv_freq = inverse_frequencies(config.head_dim, config.rope_theta)
         self._axes = mrope_axes(config.mrope_section)
+        self._constants: dict[str, tuple[paddle.Tensor, paddle.Tensor]] = {}  # the same, on each device
         self._rotated_heads = len(part.query_heads(config)) + len(part.key_heads(config))
 
     def forward(
@@ -187,12 +198,13 @@ class LanguageModel(nn.Layer):
         position_ids: paddle.Tensor,
         lengths: Sequence[int],
         caches: Sequence[KeyValueCache] | None = None,
+        starts: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all."""
-        angles = ops.mrope_angles(position_ids, paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
-        # One op from the projections to the rows of attention, where there is a body for it, takes the shorter tables.
-        fused = ops.works_natively(hidden) if caches is None else ops.runs_natively(hidden)
-        rotary = ops.half_tables(angles) if fused else ops.rotary_tables(angles, self._rotated_heads)
+        """hidden: [N, hidden_size]; position_ids: int64 [3, N]; lengths: new tokens of each sequence, N in all.
+
+        starts: where the caches' lengths are in a GPU's memory already, int32, one for each.
+        """
+        rotary = self._rotary(hidden, position_ids, caches, starts)
         for layer in self.layers:
             if self.recompute and self.training:
                 # Not the reentrant form: with frozen embeddings no input asks for a gradient, and it would give none.
@@ -200,3 +212,29 @@ class LanguageModel(nn.Layer):
             else:
                 hidden = layer(hidden, rotary, lengths, caches)
         return self.norm(hidden)
+
+    def _rotary(
+        self,
+        hidden: paddle.Tensor,
+        position_ids: paddle.Tensor,
+        caches: Sequence[KeyValueCache] | None,
+        starts: paddle.Tensor | None,
+    ) -> Rotary:
+        angles = ops.mrope_angles(position_ids, *self._on(hidden))
+        # One op from the projections to the rows of attention, where there is a body for it, takes the shorter tables.
+        fused = ops.works_natively(hidden) if caches is None else ops.runs_natively(hidden)
+        if not fused:
+            return ops.rotary_tables(angles, self._rotated_heads)
+        tables = ops.half_tables(angles)
+        if caches is None or ops.gpu_for(hidden) is None:
+            return tables
+        return *tables, ops.starts_of([len(cache) for cache in caches]) if starts is None else starts
+
+    def _on(self, hidden: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Frequencies and axes where the hidden states are. Made once: a CUDA graph may not copy from the host."""
+        if not paddle.in_dynamic_mode():
+            return paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes)
+        place = str(hidden.place)
+        if place not in self._constants:
+            self._constants[place] = (paddle.to_tensor(self._inv_freq), paddle.to_tensor(self._axes))
+        return self._constants[place]

@@ -30,7 +30,8 @@ class ModelInputs:
     features: [V, hidden_size] from the vision tower; merge_index: int64 [N], where each row comes from, its own number
     for the embedding of its token or N + j for feature j.
     logits_index: int64 [K], the rows whose logits are wanted; None is every row, which for a long prompt is most of
-    the memory a run takes.
+    the memory a run takes. starts: tokens that each sequence's cache holds, int32 on the device, where they are there
+    already.
     """
 
     input_ids: paddle.Tensor
@@ -39,6 +40,7 @@ class ModelInputs:
     features: paddle.Tensor | None = None
     merge_index: paddle.Tensor | None = None
     logits_index: paddle.Tensor | None = None
+    starts: paddle.Tensor | None = None
 
 
 class Qwen2VL(nn.Layer):
@@ -89,7 +91,7 @@ class Qwen2VL(nn.Layer):
 
     def hidden(self, inputs: ModelInputs, caches: Sequence[KeyValueCache] | None = None) -> paddle.Tensor:
         """What `logits` takes: the last hidden states [K, hidden_size] of the rows asked for."""
-        hidden = self.model(self.embed(inputs), inputs.position_ids, inputs.lengths, caches)
+        hidden = self.model(self.embed(inputs), inputs.position_ids, inputs.lengths, caches, inputs.starts)
         if inputs.logits_index is None:
             return hidden
         return paddle.gather(hidden, inputs.logits_index, axis=0)

@@ -10,8 +10,16 @@ environment.prepare()
 
 from qvl.ops.activation import quick_gelu, swiglu  # noqa: E402
 from qvl.ops.attention import AttentionImpl, rotary_attention, varlen_attention, vision_attention  # noqa: E402
-from qvl.ops.bodies import runs_natively, works_natively  # noqa: E402
-from qvl.ops.cached import CacheRows, Projected, cached_attention, load_rows, rotary_store, store_rows  # noqa: E402
+from qvl.ops.bodies import gpu_for, runs_natively, works_natively  # noqa: E402
+from qvl.ops.cached import (  # noqa: E402
+    CacheRows,
+    Projected,
+    cached_attention,
+    load_rows,
+    rotary_store,
+    starts_of,
+    store_rows,
+)
 from qvl.ops.linear import biased_linear  # noqa: E402
 from qvl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm  # noqa: E402
 from qvl.ops.rotary import (  # noqa: E402
@@ -21,11 +29,12 @@ from qvl.ops.rotary import (  # noqa: E402
     rotary_tables,
     vision_rotary_angles,
 )
-from qvl.ops.sampling import SamplingRule, sample  # noqa: E402
+from qvl.ops.sampling import Draw, SamplingRule, sample, sample_rows, samples_there  # noqa: E402
 
 __all__ = [
     "AttentionImpl",
     "CacheRows",
+    "Draw",
     "Projected",
     "SamplingRule",
     "add_layer_norm",
@@ -33,6 +42,7 @@ __all__ = [
     "apply_rotary",
     "biased_linear",
     "cached_attention",
+    "gpu_for",
     "half_tables",
     "layer_norm",
     "load_rows",
@@ -44,6 +54,9 @@ __all__ = [
     "rotary_tables",
     "runs_natively",
     "sample",
+    "sample_rows",
+    "samples_there",
+    "starts_of",
     "store_rows",
     "swiglu",
     "varlen_attention",

@@ -13,8 +13,9 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from qvl.ops.bodies import dense, learns_natively, module_for
-from qvl.ops.gradients import Attention, AttentionPlan
+from qvl.ops.bodies import dense, gpu_for, learner_for, learns_natively, module_for
+from qvl.ops.cuda_body import Body
+from qvl.ops.gradients import Attention, AttentionPlan, Rotation
 from qvl.ops.rotary import apply_rotary, spread
 
 # "composed" runs anywhere, with the native body where there is one. "rounded" is the same where q, k, v and the weights
@@ -83,7 +84,7 @@ def vision_attention(
         return Attention.apply(plan, qkv, None, None, cos, sin)
     # q and k are turned as one.
     qk, v = paddle.split(qkv, [2 * width, width], axis=-1)
-    qk = apply_rotary(qk.reshape([n, 2 * heads, -1]), *spread(cos, sin, 2 * heads))
+    qk = turned(qk.reshape([n, 2 * heads, -1]), cos, sin)
     q, k, v = qk[:, :heads], qk[:, heads:], v.reshape([n, heads, -1])
     out = varlen_attention(q, k, v, [(m, m) for m in lengths], causal=False, impl=impl)
     return out.reshape([n, width])
@@ -109,10 +110,27 @@ def rotary_attention(
     if impl != "flash" and learns_natively(q, k, v, cos, sin) and _native_head(head_dim):
         return Attention.apply(AttentionPlan(heads, kv_heads, spans, causal=True), q, k, v, cos, sin)
     qk = paddle.concat([q, k], axis=-1).reshape([n, heads + kv_heads, head_dim])
-    qk = apply_rotary(qk, *spread(cos, sin, heads + kv_heads))
+    qk = turned(qk, cos, sin)
     q, k = paddle.split(qk, [heads, kv_heads], axis=1)
     v = v.reshape([n, kv_heads, head_dim])
     return varlen_attention(q, k, v, spans, causal=True, impl=impl).reshape([n, heads * head_dim])
+
+
+def turned(x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
+    """Each head of x [N, heads, D] turned by the tables of `half_tables`. May be x, written over: it is used up."""
+    gpu = gpu_for(x)
+    if gpu is not None and _turns(x):
+        gpu.rotate(x, cos, sin)
+        return x
+    learner = learner_for(x)
+    if isinstance(learner, Body) and _turns(x):
+        return Rotation.apply(learner, x, cos, sin)
+    return apply_rotary(x, *spread(cos, sin, x.shape[1]))
+
+
+def _turns(x: paddle.Tensor) -> bool:
+    """Whether the body of a GPU turns heads of this size."""
+    return bool(x.shape[2] % 8 == 0 and x.shape[2] <= 256 and x.shape[0] > 0)
 
 
 def _native_head(dim: int) -> bool:

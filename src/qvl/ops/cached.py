@@ -1,6 +1,8 @@
 """Attention with a cache, from the rows of the projections on: bias, rotary, cache write and attention as one op.
 
-A cache keeps keys and values in float32, in bfloat16, or in int8 with a scale for each token and head.
+A cache keeps keys and values in float32, in bfloat16, or in int8 with a scale for each token and head; on a GPU in the
+model's own type or int8. How many tokens a cache holds is also told there in the device's memory, where a CUDA graph
+reads it anew at every replay.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import paddle
 
 from qvl.ops.attention import AttentionImpl, varlen_attention
-from qvl.ops.bodies import module_for
+from qvl.ops.bodies import gpu_for, module_for
+from qvl.ops.cuda_body import Body
 from qvl.ops.rotary import apply_rotary, spread
 
 # What int8 holds to each side of 0.
@@ -40,7 +44,8 @@ class Projected:
     """Rows of the q, k and v projections, as one or as three, and what the projections have not added.
 
     q: [N, heads * D]; k, v: [N, kv_heads * D]; or k and v None, and all three side by side in q. biases: of q, k and v,
-    flat, or None when they are in already. cos, sin: float32 [N, D/2] of `ops.half_tables`.
+    flat, or None when they are in already. cos, sin: float32 [N, D/2] of `ops.half_tables`. starts: of each sequence,
+    int32 on the device, see `starts_of`; None: they are put there at this call.
     """
 
     q: paddle.Tensor
@@ -49,6 +54,12 @@ class Projected:
     biases: Biases | None
     cos: paddle.Tensor
     sin: paddle.Tensor
+    starts: paddle.Tensor | None = None
+
+
+def starts_of(held: Sequence[int]) -> paddle.Tensor:
+    """`Projected.starts` for caches that hold so many tokens."""
+    return paddle.to_tensor(np.asarray(held, np.int32))
 
 
 def cached_attention(
@@ -62,6 +73,11 @@ def cached_attention(
     module = module_for(x.q, x.cos)
     if module is not None:
         return module.cached_attention(*_native(x, caches, lengths), impl == "rounded")
+    gpu = _gpu_for(x, caches)
+    if gpu is not None and max(lengths) <= gpu.most_queries:
+        rows, starts = _rows(caches, lengths), _starts(x, caches)
+        q = _stored(gpu, x, rows, starts)
+        return gpu.attention(q, rows, starts, max(cache.start + n for cache, n in zip(caches, lengths, strict=True)))
     q = rotary_store(x, caches, lengths)
     outputs = []
     start = 0
@@ -79,6 +95,9 @@ def rotary_store(x: Projected, caches: Sequence[CacheRows], lengths: Sequence[in
     module = module_for(x.q, x.cos)
     if module is not None:
         return module.rotary_store(*_native(x, caches, lengths))
+    gpu = _gpu_for(x, caches)
+    if gpu is not None:
+        return _stored(gpu, x, _rows(caches, lengths), _starts(x, caches))
     kv_heads, dim = caches[0].keys.shape[1:]
     q, k, v = _split(x, kv_heads * dim)
     q = _turned(q, x, dim)
@@ -121,15 +140,42 @@ def quantize_rows(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     return paddle.round(wide * inverse.unsqueeze(-1)).astype("int8"), scales
 
 
+def _gpu_for(x: Projected, caches: Sequence[CacheRows]) -> Body | None:
+    """The body of a GPU, where it takes heads of this size and what these caches keep."""
+    keys, biases = caches[0].keys, x.biases or ()
+    gpu = gpu_for(*(part for part in (x.q, x.k, x.v, *biases) if part is not None))
+    if gpu is None or keys.shape[2] % 16 or keys.shape[2] > 256:
+        return None
+    return gpu if keys.dtype in (x.q.dtype, paddle.int8) else None
+
+
+def _stored(gpu: Body, x: Projected, rows: list[tuple[Any, ...]], starts: paddle.Tensor) -> paddle.Tensor:
+    return gpu.rotary_store(x.q, x.k, x.v, x.biases or (None, None, None), x.cos, x.sin, _heads(x, rows), rows, starts)
+
+
+def _starts(x: Projected, caches: Sequence[CacheRows]) -> paddle.Tensor:
+    return starts_of([cache.start for cache in caches]) if x.starts is None else x.starts
+
+
 def _native(x: Projected, caches: Sequence[CacheRows], lengths: Sequence[int]) -> tuple[Any, ...]:
-    """The arguments of the native functions."""
-    kv_heads, dim = caches[0].keys.shape[1:]
-    heads = x.q.shape[1] // dim - (2 * kv_heads if x.k is None else 0)
-    rows = [
+    """The arguments of the native functions of a CPU."""
+    rows = _rows(caches, lengths)
+    kv_heads = caches[0].keys.shape[1]
+    return x.q, x.k, x.v, x.biases or (None, None, None), x.cos, x.sin, _heads(x, rows), kv_heads, rows
+
+
+def _rows(caches: Sequence[CacheRows], lengths: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Caches as native functions take them."""
+    return [
         (cache.keys, cache.values, cache.key_scales, cache.value_scales, cache.start, n)
         for n, cache in zip(lengths, caches, strict=True)
     ]
-    return x.q, x.k, x.v, x.biases or (None, None, None), x.cos, x.sin, heads, kv_heads, rows
+
+
+def _heads(x: Projected, rows: list[tuple[Any, ...]]) -> int:
+    """Of the queries."""
+    kv_heads, dim = rows[0][0].shape[1:]
+    return int(x.q.shape[1] // dim - (2 * kv_heads if x.k is None else 0))
 
 
 def _split(x: Projected, kv_width: int) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

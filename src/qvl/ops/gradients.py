@@ -28,11 +28,11 @@ def wanted(*inputs: paddle.Tensor) -> Wanted:
 
 
 class RmsNorm(PyLayer):
-    """`rms_norm`: x, weight, epsilon."""
+    """`rms_norm`: the module that has it, x, weight, epsilon."""
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
-        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, weight)
+    def forward(ctx: Any, module: Any, x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+        ctx.module, ctx.epsilon, ctx.wanted = module, epsilon, wanted(x, weight)
         x = dense(x)
         ctx.save_for_backward(x, weight)
         return ctx.module.rms_norm(x, weight, epsilon)
@@ -44,13 +44,13 @@ class RmsNorm(PyLayer):
 
 
 class AddRmsNorm(PyLayer):
-    """`add_rms_norm`: x, delta, weight, epsilon."""
+    """`add_rms_norm`: the module that has it, x, delta, weight, epsilon."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
+        ctx: Any, module: Any, x: paddle.Tensor, delta: paddle.Tensor, weight: paddle.Tensor, epsilon: float
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, delta, weight)
+        ctx.module, ctx.epsilon, ctx.wanted = module, epsilon, wanted(x, delta, weight)
         total, normal = ctx.module.add_rms_norm(dense(x), dense(delta), weight, epsilon)
         ctx.save_for_backward(total.detach(), weight)
         return total, normal
@@ -66,13 +66,13 @@ class AddRmsNorm(PyLayer):
 
 
 class LayerNorm(PyLayer):
-    """`layer_norm`: x, weight, bias, epsilon."""
+    """`layer_norm`: the module that has it, x, weight, bias, epsilon."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float
+        ctx: Any, module: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float
     ) -> paddle.Tensor:
-        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, weight, bias)
+        ctx.module, ctx.epsilon, ctx.wanted = module, epsilon, wanted(x, weight, bias)
         x = dense(x)
         ctx.save_for_backward(x, weight)
         return ctx.module.layer_norm(x, weight, bias, epsilon)
@@ -84,18 +84,19 @@ class LayerNorm(PyLayer):
 
 
 class AddLayerNorm(PyLayer):
-    """`add_layer_norm`: x, delta, weight, bias, epsilon."""
+    """`add_layer_norm`: the module that has it, x, delta, weight, bias, epsilon."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        module: Any,
         x: paddle.Tensor,
         delta: paddle.Tensor,
         weight: paddle.Tensor,
         bias: paddle.Tensor,
         epsilon: float,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        ctx.module, ctx.epsilon, ctx.wanted = native.library(), epsilon, wanted(x, delta, weight, bias)
+        ctx.module, ctx.epsilon, ctx.wanted = module, epsilon, wanted(x, delta, weight, bias)
         total, normal = ctx.module.add_layer_norm(dense(x), dense(delta), weight, bias, epsilon)
         ctx.save_for_backward(total.detach(), weight)
         return total, normal
@@ -111,11 +112,11 @@ class AddLayerNorm(PyLayer):
 
 
 class Swiglu(PyLayer):
-    """`swiglu`: gate, up; or both in one."""
+    """`swiglu`: the module that has it, gate, up; or both in one."""
 
     @staticmethod
-    def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor | None) -> paddle.Tensor:
-        ctx.module = native.library()
+    def forward(ctx: Any, module: Any, gate: paddle.Tensor, up: paddle.Tensor | None) -> paddle.Tensor:
+        ctx.module = module
         gate = dense(gate)
         if up is None:
             ctx.wanted = wanted(gate)
@@ -135,11 +136,11 @@ class Swiglu(PyLayer):
 
 
 class QuickGelu(PyLayer):
-    """`quick_gelu`: x."""
+    """`quick_gelu`: the module that has it, x."""
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor) -> paddle.Tensor:
-        ctx.module = native.library()
+    def forward(ctx: Any, module: Any, x: paddle.Tensor) -> paddle.Tensor:
+        ctx.module = module
         x = dense(x)
         ctx.save_for_backward(x)
         return ctx.module.quick_gelu(x)
@@ -148,6 +149,25 @@ class QuickGelu(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> Any:
         (x,) = ctx.saved_tensor()
         return ctx.module.quick_gelu_grad(x, dense(grad))
+
+
+class Rotation(PyLayer):
+    """The heads of x [N, heads, D] turned: the body of a GPU that does it, x, cos and sin float32 [N, D/2]."""
+
+    @staticmethod
+    def forward(ctx: Any, module: Any, x: paddle.Tensor, cos: paddle.Tensor, sin: paddle.Tensor) -> paddle.Tensor:
+        ctx.module = module
+        ctx.save_for_backward(cos, sin)
+        out = x.clone()
+        module.rotate(out, cos, sin)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        cos, sin = ctx.saved_tensor()
+        to_x = grad.clone()
+        ctx.module.rotate(to_x, cos, sin, back=True)
+        return to_x, None, None
 
 
 class BiasedLinear(PyLayer):

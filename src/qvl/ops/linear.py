@@ -16,6 +16,8 @@ import paddle.nn.functional as F
 
 from qvl.ops import gradients, native, packing
 from qvl.ops.bodies import learns_natively
+from qvl.ops.cuda_body import Body
+from qvl.ops.cuda_linear import MovedWeight, moved_embedding, moved_linear
 from qvl.ops.packing import Floats, PackedMatrix, Packing
 
 # Outputs that the composed body widens at a time.
@@ -54,6 +56,9 @@ def unpack(matrix: PackedMatrix) -> Floats:
 class PackedLinear:
     """A packed matrix and its bias, ready to be applied. Holds its arrays; there is nothing to train in it."""
 
+    matrix: PackedMatrix  # not where it was moved to a GPU
+    moved: MovedWeight | None = None
+
     def __init__(self, matrix: PackedMatrix, bias: Floats | None = None) -> None:
         """bias: float32 [n]."""
         if bias is not None and bias.shape != (matrix.n,):
@@ -61,6 +66,12 @@ class PackedLinear:
         self.matrix = matrix
         self.bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
         self._native: Any = None
+
+    def move(self, body: Body) -> None:
+        """To Paddle's current device, a GPU, for good. body: its ops."""
+        self.moved = MovedWeight(body, self.matrix, self.bias)
+        del self.matrix
+        self.bias = None
 
     def native(self, module: Any) -> Any:
         """What the native ops take in its place."""
@@ -74,10 +85,14 @@ def linear(
 ) -> paddle.Tensor:
     """x W^T + bias + residual; with several weights, which share kind and inputs, their outputs side by side.
 
-    x: float32 [..., k] on the CPU; residual: shaped as the result, [..., n]. No gradient.
+    x: float32 [..., k] on the CPU, or bfloat16 or float16 on the GPU that the weights were moved to; residual: shaped
+    as the result, [..., n]. No gradient.
     int8 and int4 weights: the native body quantises x to int8 by row and group of inputs (or to bfloat16 on AMX), so
     it differs from the composed one, which keeps float32, by that rounding. Raises ValueError for sizes that disagree.
     """
+    first = weights if isinstance(weights, PackedLinear) else weights[0]
+    if first.moved is not None:
+        return moved_linear(x, _moved([weights] if isinstance(weights, PackedLinear) else weights), residual)
     module = native.library()
     if module is not None:
         if isinstance(weights, PackedLinear):
@@ -89,8 +104,13 @@ def linear(
     return out if residual is None else out + residual
 
 
-def embedding(ids: paddle.Tensor, weight: PackedLinear) -> paddle.Tensor:
-    """Rows of a packed matrix [n, k] as float32: ids int64 of any shape, result [..., k]. Raises ValueError."""
+def embedding(ids: paddle.Tensor, weight: PackedLinear, dtype: str = "float32") -> paddle.Tensor:
+    """Rows of a packed matrix [n, k]: ids int64 of any shape, result [..., k]. Raises ValueError.
+
+    dtype: of the result on a GPU, bfloat16 or float16; on a CPU it is float32.
+    """
+    if weight.moved is not None:
+        return moved_embedding(ids, weight.moved, dtype)
     module = native.library()
     if module is not None:
         return module.embedding(ids, weight.native(module))
@@ -129,6 +149,12 @@ def biased_linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) 
     if x.ndim == 2 and not bias.stop_gradient and learns_natively(x, weight, bias):
         return gradients.BiasedLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _moved(weights: Sequence[PackedLinear]) -> list[MovedWeight]:
+    moved = [weight.moved for weight in weights if weight.moved is not None]
+    assert len(moved) == len(weights)
+    return moved
 
 
 def _few_rows(x: paddle.Tensor, weight: paddle.Tensor) -> bool:

@@ -23,12 +23,12 @@ def mlp(
 ) -> paddle.Tensor:
     """down(silu(gate x) * up x) with two inner weights, down(quick_gelu(fc1 x)) with one, plus the residual.
 
-    x: float32 [..., k] on the CPU; residual: shaped as the result, [..., outputs of down]. Each weight adds its bias.
-    No gradient. The numbers are those of `linear`, the gate and `linear` one after the other, to rounding. Raises
+    x: as `linear` takes it, [..., k]; residual: shaped as the result, [..., outputs of down]. Each weight adds its
+    bias. No gradient. The numbers are those of `linear`, the gate and `linear` one after the other, to rounding. Raises
     ValueError for sizes that disagree.
     """
     module = native.library()
-    if module is not None:
+    if module is not None and down.moved is None:
         return module.mlp(x, [weight.native(module) for weight in inner], down.native(module), gate, residual)
     wanted = 2 if gate == "swiglu" else 1
     if len(inner) != wanted:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+import paddle
+
+from qvl import ops
 from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
 from qvl.processing.prompt import Prompt
-from qvl.runtime.decode import Feed, Logits, Prefilled, Runner, SequenceCache, advance
+from qvl.runtime.decode import Feed, Logits, Prefilled, Runner, SequenceCache, advance_together
+from qvl.runtime.graph import StepGraphs
 from qvl.runtime.lookup import Lookup
 from qvl.runtime.records import FinishReason, Stats
 from qvl.runtime.sampler import Sampler
@@ -83,11 +88,18 @@ class Answering:
         self._draft = self._drafts.propose(rows, self.writer.room - 1)
         return Feed(self.cache, [newest, *self._draft], position)
 
-    def take(self, logits: Logits) -> None:
-        """Draw from the logits [tokens, vocab_size] that the step gave for what was fed."""
+    def plan(self) -> ops.Draw:
+        """How the first row of the next step's logits is to be drawn from."""
+        return self._sampler.plan()
+
+    def take(self, logits: Logits | paddle.Tensor, drawn: Sequence[int | None] = ()) -> None:
+        """Draw from the logits [tokens, vocab_size] that the step gave for what was fed.
+
+        drawn: what came of the first rows already, as planned.
+        """
         accepted = 0
         for number, row in enumerate(logits):
-            token = self._draw(row)
+            token = self._push(self._sampler.settle(drawn[number])) if number < len(drawn) else self._draw(row)
             right = number < len(self._draft) and token == self._draft[number]
             accepted += right
             if not right or self.finish_reason:
@@ -122,22 +134,42 @@ class Answering:
             accepted_tokens=drafts.accepted,
         )
 
-    def _draw(self, logits: Logits) -> int:
-        token = self._sampler.draw(logits)
+    def _draw(self, logits: Logits | paddle.Tensor) -> int:
+        return self._push(self._sampler.draw(logits))
+
+    def _push(self, token: int) -> int:
         self.drawn.append(token)
         self._text += self.writer.push(token)
         self._drafts.push(token)
         return token
 
 
-def step(model: Runner, going: Sequence[Answering], costs: StepCosts) -> None:
+def step(model: Runner, going: Sequence[Answering], costs: StepCosts, graphs: StepGraphs | None = None) -> None:
     """Take every answer a step further. What goes wrong with one of them is its own `error`."""
     feeds = [answering.feed(len(going)) for answering in going]
+    lengths = [len(feed.token_ids) for feed in feeds]
     start = time.perf_counter()
-    logits = advance(model, feeds)
-    costs.record(sum(len(rows) for rows in logits), time.perf_counter() - start)
-    for answering, rows in zip(going, logits, strict=True):
+    logits = graphs.logits(feeds) if graphs is not None else None
+    if logits is None:
+        logits = advance_together(model, feeds)
+    rows, drawn = _drawn(logits, lengths, going)
+    costs.record(sum(lengths), time.perf_counter() - start)
+    end = 0
+    for number, (answering, length) in enumerate(zip(going, lengths, strict=True)):
+        begin, end = end, end + length
         try:
-            answering.take(rows)
+            answering.take(rows[begin:end], drawn[number : number + 1])
         except QvlError as error:
             answering.error = error
+
+
+def _drawn(
+    logits: paddle.Tensor, lengths: Sequence[int], going: Sequence[Answering]
+) -> tuple[Logits | paddle.Tensor, list[int | None]]:
+    """The rows to draw from; where they stay on a GPU, with what came of the first row of each answer."""
+    if not ops.samples_there(logits):
+        return logits.numpy(), []
+    first = logits
+    if len(lengths) < logits.shape[0]:
+        first = paddle.gather(logits, paddle.to_tensor(np.cumsum([0, *lengths[:-1]])))
+    return logits, ops.sample_rows(first, [answering.plan() for answering in going])

@@ -15,10 +15,12 @@ class KVCache:
     One sequence owns it; nothing is shared between prompts. Layers fill one after the other, so in the middle of a
     forward, or after one that was interrupted, they may differ by its tokens: `len` counts what all of them have.
     dtype: the model's, or one that takes less: bfloat16, or int8 with a scale for each token and head.
+    memory: stands for the tensors; another object once it has grown, and they with it.
     """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype: str) -> None:
         self.capacity = capacity
+        self.memory = object()
         self._row = [config.num_key_value_heads, config.head_dim]
         layers = range(config.num_hidden_layers)
         self._keys = [paddle.empty([capacity, *self._row], dtype) for _ in layers]
@@ -63,6 +65,12 @@ class KVCache:
         value_scales = self._value_scales[layer] if self._value_scales else None
         return ops.CacheRows(self._keys[layer], self._values[layer], key_scales, value_scales, start)
 
+    def count(self, tokens: int) -> None:
+        """Count so many new tokens as stored by every layer, which something else than `claim` has written."""
+        if max(self._filled) + tokens > self.capacity:
+            raise QvlError(f"the cache has room for {self.capacity} tokens, {max(self._filled) + tokens} were given")
+        self._filled = [filled + tokens for filled in self._filled]
+
     def truncate(self, tokens: int) -> None:
         """Forget everything behind the first `tokens`. Costs nothing: what is forgotten is written over."""
         if not 0 <= tokens <= len(self):
@@ -80,6 +88,7 @@ class KVCache:
                     grown[: self._filled[layer]] = old[: self._filled[layer]]
                 tensors[layer] = grown
         self.capacity = capacity
+        self.memory = object()
 
 
 # Bytes of an element, and of the scale that a head of a token has.

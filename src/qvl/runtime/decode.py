@@ -89,15 +89,19 @@ def prefill(model: Runner, prompt: Prompt, cache: SequenceCache, features: Featu
 def advance(model: Runner, feeds: Sequence[Feed]) -> list[Logits]:
     """Run the new tokens of several sequences together: logits [tokens, vocab_size] of each, one row behind each."""
     lengths = [len(feed.token_ids) for feed in feeds]
+    return np.split(advance_together(model, feeds).numpy(), np.cumsum(lengths)[:-1])
+
+
+def advance_together(model: Runner, feeds: Sequence[Feed]) -> paddle.Tensor:
+    """The same with the rows of all sequences in one float32 [N, vocab_size], where the model is."""
     ids = np.concatenate([np.asarray(feed.token_ids, np.int64) for feed in feeds])
     positions = np.concatenate([feed.position + np.arange(len(feed.token_ids), dtype=np.int64) for feed in feeds])
     inputs = ModelInputs(
         input_ids=paddle.to_tensor(ids),
         position_ids=paddle.to_tensor(np.broadcast_to(positions, (3, len(ids))).copy()),
-        lengths=lengths,
+        lengths=[len(feed.token_ids) for feed in feeds],
     )
-    logits = model(inputs, [feed.cache for feed in feeds]).numpy()
-    return np.split(logits, np.cumsum(lengths)[:-1])
+    return model(inputs, [feed.cache for feed in feeds])
 
 
 def prompt_inputs(

@@ -38,12 +38,13 @@ from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
-from qvl.runtime import memory  # noqa: E402
+from qvl.runtime import graph, memory  # noqa: E402
 from qvl.runtime.answering import Answering, Drafts, step  # noqa: E402
 from qvl.runtime.body import Body, Whole  # noqa: E402
 from qvl.runtime.decode import SequenceCache, encode_visions, prefill, prompt_inputs  # noqa: E402
 from qvl.runtime.features import FeatureCache  # noqa: E402
 from qvl.runtime.generation import GenerationConfig, resolve  # noqa: E402
+from qvl.runtime.graph import StepGraphs  # noqa: E402
 from qvl.runtime.lookup import Lookup  # noqa: E402
 from qvl.runtime.records import Answer, Chunk, Finished, Request, Sampling, Stats  # noqa: E402
 from qvl.runtime.sampler import Sampler  # noqa: E402
@@ -77,6 +78,7 @@ class Engine:
         self.costs = StepCosts()
         self.load_seconds = 0.0
         self._body: Body | None = None
+        self._graphs: StepGraphs | None = None
 
     @classmethod
     def open(
@@ -149,6 +151,8 @@ class Engine:
             memory.check_weights(self.config, dtype, body.free_memory(), self.adapters, self.quantization, parts)
         body.load(self.folder, self.profile, on_progress)
         self._body = body
+        if isinstance(body, Whole) and not graph.why_not(self.placement):
+            self._graphs = StepGraphs(body.runner)
         self.load_seconds = time.perf_counter() - start
 
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
@@ -299,7 +303,7 @@ class Engine:
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
         with self.computing():
-            step(self.body.runner, going, self.costs)
+            step(self.body.runner, going, self.costs, self._graphs)
 
     def chunks(self, answering: Answering) -> Iterator[Chunk]:
         """The rest of an answer, chunk by chunk."""

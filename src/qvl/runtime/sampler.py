@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
+import paddle
 
 from qvl import ops
 from qvl.errors import QvlError, UsageError
@@ -49,16 +50,26 @@ class Sampler:
         self._drawn = 0
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def draw(self, logits: Logits) -> int:
+    def draw(self, logits: Logits | paddle.Tensor) -> int:
         """The next token from float32 logits [vocab_size]. Raises QvlError when they are not finite."""
+        plan = self.plan()
+        if isinstance(logits, paddle.Tensor):
+            return self.settle(ops.sample_rows(logits.unsqueeze(0), [plan])[0])
+        return self.settle(ops.sample(logits, plan.rule, plan.seen, plan.banned, plan.uniform))
+
+    def plan(self) -> ops.Draw:
+        """How the next token is to be drawn, for who draws those of several answers together."""
         settings = self.sampling
         banned = self._eos if settings.ignore_eos or self._drawn < settings.min_new_tokens else _NONE
         uniform = 0.0 if settings.greedy else self._random.random()
-        token = ops.sample(logits, self._rule, self._seen, banned, uniform)
+        return ops.Draw(self._rule, self._seen, banned, uniform)
+
+    def settle(self, token: int | None) -> int:
+        """Take what was drawn as planned; None is for logits that are not finite, which raises QvlError."""
         if token is None:
             raise QvlError("the model's logits are not finite; its dtype overflows here: use bfloat16 or float32")
         self._drawn += 1
-        if settings.repetition_penalty != 1.0 and token not in self._seen:
+        if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = np.append(self._seen, token)
         return token
 
