@@ -2,6 +2,7 @@
 // do without a word or hang at: barriers that not all threads come to, collectives without all lanes, writes behind the
 // end of shared memory. Order is fixed, so results are the same every time; QVL_EMULATED_ORDER=reverse turns it round,
 // which changes the result of kernels that lack a barrier.
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -311,6 +312,48 @@ void start_block(uint3 index, const Range& fixed) {
   for (Warp& warp : warps) warp.arrived = 0;
 }
 
+// ---- Memory that is no buffer's ----
+
+// While it lives, an access to memory that the process does not have ends the launch and not the process.
+class Faults {
+ public:
+  Faults() {
+    struct sigaction mine {};
+    mine.sa_sigaction = on_fault;
+    mine.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    stack_t own{};
+    own.ss_sp = stack_;
+    own.ss_size = sizeof(stack_);
+    sigaltstack(&own, &stack_before_);
+    sigaction(SIGSEGV, &mine, &before_[0]);
+    sigaction(SIGBUS, &mine, &before_[1]);
+  }
+  ~Faults() {
+    sigaction(SIGSEGV, &before_[0], nullptr);
+    sigaction(SIGBUS, &before_[1], nullptr);
+    sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  static void on_fault(int signal, siginfo_t* info, void*) {
+    if (current < 0) {  // not a kernel's
+      ::signal(signal, SIG_DFL);
+      return;
+    }
+    auto* at = static_cast<unsigned char*>(info->si_addr);
+    if (at >= stacks && at < stacks + kMostThreads * kStack) {
+      complain("more than %zu bytes of local variables", kStack);
+    } else {
+      complain("an access to %p, which lies in no buffer", info->si_addr);
+    }
+    change(threads[current].place, scheduler);
+  }
+
+  static inline unsigned char stack_[64 * 1024];
+  struct sigaction before_[2];
+  stack_t stack_before_;
+};
+
 bool allowed(dim3 grid, dim3 block, size_t shared) {
   const uint64_t size = static_cast<uint64_t>(block.x) * block.y * block.z;
   if (size == 0 || size > kMostThreads || block.z > 64) {
@@ -387,6 +430,7 @@ bool run_blocks(dim3 grid, dim3 block, size_t shared, Body body, const void* con
   kernel_context = context;
   guard_shared(shared);
   const Range fixed = static_shared();
+  const Faults faults;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; ++i) {
     const uint64_t at = reverse ? blocks - 1 - i : i;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from tests.gpu.kernels.numerics import bfloat16_bits, from_bfloat16_bits
 
 Array = npt.NDArray[Any]
+_libc = ctypes.CDLL(None, use_errno=True)
 STATUS = {0: "ok", 1: "unsupported", 2: "no_memory", 3: "failed"}
 # How each dtype lies in a numpy array, and its name for one.
 _STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -107,34 +109,46 @@ class Device:
                 os.environ["QVL_EMULATED_ORDER"] = before
 
 
-_GUARD, _GUARD_BYTE, _ALIGNMENT = 512, 0xFF, 256
+_PAGE, _GUARD_BYTE = mmap.PAGESIZE, 0xFF
 
 
 class HostBuffer:
-    """Aligned as cudaMalloc aligns, between stretches that nobody may write to (and that are NaN to who reads them)."""
+    """Ends where the memory of the process ends: beyond lie pages that nobody may touch, as before it.
+
+    What is left between it and them, for its end to be a multiple of 16 bytes, may be read (as NaN) but not written to.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         stored = np.dtype(_STORED[dtype])
         size = int(np.prod(shape, dtype=np.int64)) * stored.itemsize
-        whole = np.full(size + 2 * _GUARD + _ALIGNMENT, _GUARD_BYTE, dtype=np.uint8)
-        begin = _GUARD + (-(whole.ctypes.data + _GUARD)) % _ALIGNMENT
-        self.array = whole[begin : begin + size].view(stored).reshape(shape)
-        self._before, self._behind = whole[:begin], whole[begin + size :]
-        self._dtype = dtype
-        if not dtype.startswith(("float", "bfloat")):
-            whole[begin : begin + size] = 0xA5
+        pages = -(-max(size, 1) // _PAGE) * _PAGE
+        self._memory = mmap.mmap(-1, pages + 2 * _PAGE)
+        whole = np.frombuffer(self._memory, dtype=np.uint8)
+        for edge in (0, pages + _PAGE):
+            if _libc.mprotect(ctypes.c_void_p(whole.ctypes.data + edge), ctypes.c_size_t(_PAGE), 0) != 0:
+                raise OSError(ctypes.get_errno(), "mprotect")
+        self._inside = whole[_PAGE : pages + _PAGE]
+        self._inside[:] = _GUARD_BYTE
+        self._begin = pages - (size + 15) // 16 * 16
+        self._end = self._begin + size
+        data = self._inside[self._begin : self._end]
+        if dtype.startswith("int"):
+            data[:] = 0xA5
+        self.array = data.view(stored).reshape(shape)
+        self.dtype = dtype
 
     @property
     def pointer(self) -> int:
-        return self.array.ctypes.data
+        return self._inside.ctypes.data + self._begin
 
     def numpy(self) -> Array:
-        if self._dtype == "bfloat16":
+        if self.dtype == "bfloat16":
             return from_bfloat16_bits(self.array)
-        return self.array.astype(np.float32) if self._dtype == "float16" else self.array.copy()
+        return self.array.astype(np.float32) if self.dtype == "float16" else self.array.copy()
 
     def intact(self) -> bool:
-        return bool((self._before == _GUARD_BYTE).all() and (self._behind == _GUARD_BYTE).all())
+        beside = self._inside[: self._begin], self._inside[self._end :]
+        return all(bool((part == _GUARD_BYTE).all()) for part in beside)
 
 
 class EmulatedDevice(Device):
@@ -161,7 +175,7 @@ class EmulatedDevice(Device):
         said = super().status(op, params)
         for buffer in list(self._buffers):
             if not buffer.intact():
-                raise KernelError(f"{op}: written beside a buffer of {buffer.array.shape} {buffer._dtype}")
+                raise KernelError(f"{op}: written beside a buffer of {buffer.array.shape} {buffer.dtype}")
         return said
 
 
@@ -198,7 +212,7 @@ class TorchDevice(Device):
 
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
         if tensor.numel():
-            tensor.view(torch.uint8).fill_(0xFF if tensor.is_floating_point() else 0xA5)
+            tensor.view(torch.uint8).fill_(0xA5 if dtype.startswith("int") else 0xFF)
         return TorchBuffer(tensor)
 
     def put(self, array: Array) -> TorchBuffer:

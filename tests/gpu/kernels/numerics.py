@@ -52,8 +52,8 @@ def assert_close(actual: Floats, truth: Floats, naive: Floats, dtype: str, *, by
 
     Truth is float64 (or float32), for the operands as rounded to `dtype`; naive rounds to `dtype` after every step. An
     error below one unit in the last place of `dtype` counts as none. `by_row` looks at every row by itself, where rows
-    have 32 elements or more; not in float32, where the kernel rounds as the naive computation does and the largest error
-    of a row is chance. Raises AssertionError.
+    have 32 elements or more; not in float32, where kernel and naive computation round alike and the largest error of a
+    row is chance. Raises AssertionError.
     """
     assert actual.shape == truth.shape == naive.shape, (actual.shape, truth.shape, naive.shape)
     actual, truth, naive = (np.asarray(array, dtype=np.float64) for array in (actual, truth, naive))
@@ -72,6 +72,15 @@ def assert_close(actual: Floats, truth: Floats, naive: Floats, dtype: str, *, by
             f"{name} error {of(error)[worst]:.3g}, of the naive computation {of(allowed)[worst]:.3g}"
             f" (row {tuple(map(int, worst))}, {np.count_nonzero(error)} of {error.size} elements beyond a unit)"
         )
+
+
+def assert_rounded_once(actual: Floats, truth: Floats, dtype: str) -> None:
+    """The nearest number of a 16-bit `dtype`, but for what float32 arithmetic leaves open. Raises AssertionError."""
+    if dtype == "float32":
+        return
+    excess = np.abs(actual.astype(np.float64) - truth) - 0.5 * unit(truth, dtype)
+    beyond = excess > 4e-6 * (1.0 + np.abs(truth))
+    assert not beyond.any(), f"{np.count_nonzero(beyond)} of {beyond.size} elements are rounded more than once"
 
 
 def _largest(errors: Floats) -> Floats:

@@ -52,7 +52,14 @@ __global__ void copy_kernel(const float* x, float* out) {
   for (int i = 0; i < 8; ++i) out[threadIdx.x * 16 + 8 + i] = seen[i];
 }
 
-enum class Misuse : int { ended_early, other_barrier, half_a_warp, other_collective, some_lanes, behind_the_end, before, askew };
+enum class Misuse : int { ended_early, other_barrier, half_a_warp, other_collective, some_lanes, behind_the_end, before, askew, far, deep };
+
+// Takes more local memory than there is.
+__device__ __noinline__ float deep(int more, volatile float* out) {
+  volatile float local[1024];
+  for (int i = 0; i < 1024; ++i) local[i] = static_cast<float>(more);
+  return more > 100000 ? out[0] : deep(more + 1, out) + local[more % 1024];
+}
 
 __global__ void misuse_kernel(Misuse kind, float* out) {
   const auto i = static_cast<int>(threadIdx.x);
@@ -87,6 +94,8 @@ __global__ void misuse_kernel(Misuse kind, float* out) {
     case Misuse::behind_the_end: reinterpret_cast<float*>(shared_memory())[i + 1] = x; break;
     case Misuse::before: reinterpret_cast<float*>(shared_memory())[i - 1] = x; break;
     case Misuse::askew: x = load<float, 4>(out + 1).at[0]; break;
+    case Misuse::far: x = out[i + 1]; break;
+    case Misuse::deep: x = deep(i, out); break;
   }
   out[i] = x;
 }

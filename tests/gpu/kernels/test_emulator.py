@@ -13,6 +13,7 @@ from tests.gpu.kernels.devices import Device, EmulatedDevice, KernelError
 from tests.gpu.kernels.numerics import bfloat16_bits, from_bfloat16_bits, rounded
 
 MISUSES = ["ended_early", "other_barrier", "half_a_warp", "other_collective", "some_lanes", "behind", "before", "askew"]
+MISUSES += ["far", "deep"]
 
 
 class ProbeParams(ctypes.Structure):
@@ -95,6 +96,8 @@ def test_misuse_is_noticed(probe: Device, name: str) -> None:
         "other_collective": "lanes of a warp come to different collectives",
         "some_lanes": "with some lanes only",
         "askew": "an access of 16 bytes",
+        "far": "thread (63, 0, 0): an access to 0x",
+        "deep": "bytes of local variables",
     }
     assert expected.get(name, "written outside of the 256 bytes of dynamic shared memory") in said
     # And the next launch is a launch like any other.
