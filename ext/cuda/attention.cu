@@ -14,7 +14,7 @@ constexpr int kMostSplits = kJoinThreads;
 // Grid: heads, tokens, sequences. A warp takes every eighth part, the block then adds up the warps in their order.
 template <class T>
 __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_constant__ AttentionCall p) {
-  constexpr int kWarps = kJoinThreads / kWarp, kMostDim = 256;
+  constexpr int kWarps = kJoinThreads / kWarp, kAtOnce = 8, kMostDim = 256;
   __shared__ float weights[kMostSplits], room[kWarps];
   __shared__ __align__(16) float sums[kWarps][kMostDim];
   const int head = static_cast<int>(blockIdx.x), token = static_cast<int>(blockIdx.y);
@@ -31,11 +31,18 @@ __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_constant
   const float total = across_block(weight * part.y, Sum{}, 0.0f, room);  // its barriers also serve the weights
   for (int at = lane_index() * 4; at < p.dim; at += kWarp * 4) {
     float sum[4] = {};
-#pragma unroll 4
-    for (int i = warp_index(); i < parts; i += kWarps) {
-      const auto four = load<float, 4>(p.sums + (first + i) * p.dim + at);
+    for (int i = warp_index(); i < parts; i += kWarps * kAtOnce) {
+      Pack<float, 4> fours[kAtOnce]{};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += weights[i] * four.at[j];
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (i + j * kWarps < parts) fours[j] = load<float, 4>(p.sums + (first + i + j * kWarps) * p.dim + at);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float weight = i + j * kWarps < parts ? weights[i + j * kWarps] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum[k] += weight * fours[j].at[k];
+      }
     }
     store(&sums[warp_index()][at], packed<float>(sum));
   }
