@@ -36,7 +36,8 @@ class Shape:
 
 
 # Groups of 1, 6, 7 and 8 heads; one, two, three, four and eight tiles of rows; one part, two, three, and more than
-# there are warps to join them; lengths around slices of 16, steps of 64 and parts of 128; a sequence without new tokens.
+# there are warps to join them; lengths around slices of 16, steps of 64, parts of 128 and four parts of 192; a sequence
+# without new tokens.
 SMALL = [
     Shape(12, 2, 128, ((0, 1), (16, 1), (199, 1))),
     Shape(7, 1, 80, ((61, 5), (0, 3), (5, 0), (127, 1))),
@@ -46,6 +47,7 @@ SMALL = [
     Shape(2, 1, 256, ((33, 1), (120, 11))),
     Shape(5, 1, 48, ((126, 4),)),
     Shape(6, 1, 64, ((299, 2),)),
+    Shape(2, 2, 16, ((768, 1),)),
     Shape(2, 1, 16, ((1160, 1),), most_keys=32768),
 ]
 HEADS = [(12, 2), (28, 4), (64, 8)]
@@ -155,11 +157,21 @@ def test_lengths_groups_and_sizes_of_heads(device: Device, dtype: str, storage: 
 
 @pytest.mark.parametrize(("dtype", "storage"), STORED)
 def test_large_and_small_scores(device: Device, dtype: str, storage: str) -> None:
-    """No score is too large for its exponential, and weights keep their digits where values are tiny."""
+    """No score is too large for its exponential, and no weight times the scale of a large value for 16 bits."""
     shape = Shape(7, 1, 64, ((140, 1), (17, 2)))
-    for sizes in ({"q": 30.0, "k": 30.0}, {"q": 0.1, "v": 1e-3}, {"q": 4.0, "v": 100.0}):
+    for sizes in ({"q": 30.0, "k": 30.0}, {"q": 0.1, "v": 1e-3}, {"q": 4.0, "v": 1e4}):
         case = _case(device, shape, dtype, storage, **sizes)
         _check(case, _run(device, case))
+
+
+@pytest.mark.parametrize(("storage", "small"), [("float16", -15.13), ("int8", -13.83)])
+def test_many_small_weights_keep_their_digits(device: Device, storage: str, small: float) -> None:
+    """Below 2**-14 a float16 has ever fewer of them; here all but one of the keys have such a weight."""
+    case = _case(device, Shape(1, 1, 16, ((150, 1),)), "float16", storage)
+    k, v = np.zeros((151, 1, 16)), np.full((151, 1, 16), 127.0)
+    k[1:, :, 0], v[0] = rounded(small, "float16"), 0
+    case.q[:], case.scale, case.caches = 1.0, 1.0, [filled_cache(device, storage, k, v, spare=1)]
+    np.testing.assert_allclose(_run(device, case), case.truth(), rtol=2**-10)
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
