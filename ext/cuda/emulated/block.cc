@@ -1,23 +1,15 @@
 // Runs the threads of a block in turns on one thread of the CPU, each on a stack of its own, and notices what a GPU would
-// do without a word or hang at: barriers that not all threads come to, collectives without all lanes, writes behind the
-// end of shared memory. Order is fixed, so results are the same every time; QVL_EMULATED_ORDER=reverse turns it round,
+// do without a word or hang at: barriers that not all threads come to, collectives without all lanes, accesses beside the
+// memory there is. Order is fixed, so results are the same every time; QVL_EMULATED_ORDER=reverse turns it round,
 // which changes the result of kernels that lack a barrier.
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <sys/mman.h>
 
 #include <mutex>
-#include <type_traits>
 
+#include "complaint.h"
 #include "cuda.h"
-
-#ifdef __linux__
-#include <link.h>
-#endif
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
+#include "memory.h"
+#include "stacks.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -25,61 +17,7 @@ dim3 blockDim, gridDim;
 namespace emulated {
 namespace {
 
-constexpr int kMostThreads = 1024, kLanes = 32;
-constexpr size_t kMostShared = 227 * 1024;
-constexpr size_t kStack = 128 * 1024, kPage = 4096;
-constexpr size_t kGuard = 1024;  // bytes before and behind dynamic shared memory that nobody may write to
-constexpr unsigned char kPoison = 0xff;  // not a number in every float type
-
-// ---- Going from one stack to another ----
-
-#ifdef __x86_64__
-using Place = void*;
-extern "C" void qvl_emulated_switch(Place* left, Place taken);
-asm(R"(
-.text
-.p2align 4
-.globl qvl_emulated_switch
-.hidden qvl_emulated_switch
-.type qvl_emulated_switch, @function
-qvl_emulated_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size qvl_emulated_switch, .-qvl_emulated_switch
-)");
-void change(Place& left, Place& taken) { qvl_emulated_switch(&left, taken); }
-void prepare(Place& place, unsigned char* top, void (*entry)()) {
-  auto** stack = reinterpret_cast<void**>(top) - 8;
-  memset(stack, 0, 64);
-  stack[6] = reinterpret_cast<void*>(entry);
-  place = stack;
-}
-#else
-using Place = ucontext_t;
-void change(Place& left, Place& taken) { swapcontext(&left, &taken); }
-void prepare(Place& place, unsigned char* top, void (*entry)()) {
-  getcontext(&place);
-  place.uc_stack.ss_sp = top - kStack / 2;
-  place.uc_stack.ss_size = kStack / 2;
-  place.uc_link = nullptr;
-  makecontext(&place, entry, 0);
-}
-#endif
-
-// ---- The block that runs ----
+constexpr int kMostThreads = Stacks::kNumber, kLanes = 32;
 
 enum class State : uint8_t { fresh, ready, at_lanes, at_block, ended };
 
@@ -100,35 +38,18 @@ struct Warp {
 Thread threads[kMostThreads];
 Warp warps[kMostThreads / kLanes];
 Place scheduler;
-int current = -1, count = 0;
+int count = 0;
 Body kernel;
 const void* kernel_context;
-bool failed;
-char message[1024];
 
-unsigned char* stacks;
-int free_stacks[kMostThreads], free_count;
-
-unsigned char shared_area[kGuard + kMostShared + kGuard + 16] __attribute__((aligned(128)));
-size_t shared_size;
-
-void make_stacks() {
-  if (stacks) return;
-  const size_t size = kMostThreads * kStack;
-  void* made = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (made == MAP_FAILED) {
-    fprintf(stderr, "no memory for the stacks of a block\n");
-    abort();
-  }
-  stacks = static_cast<unsigned char*>(made);
-  for (int i = 0; i < kMostThreads; ++i) mprotect(stacks + i * kStack, kPage, PROT_NONE);
-}
+Stacks stacks;
+DynamicShared dynamic;
 
 void enter() {
   kernel(kernel_context);
   Thread& mine = threads[current];
   mine.state = State::ended;
-  free_stacks[free_count++] = mine.stack;  // nothing runs on it before the next change
+  stacks.give_back(mine.stack);  // nothing runs on it before the next change
   change(mine.place, scheduler);
 }
 
@@ -138,9 +59,8 @@ void resume(int i) {
   current = i;
   threadIdx = thread.index;
   if (thread.state == State::fresh) {
-    thread.stack = free_stacks[--free_count];
-    // Tops at different places of a page, lest all stacks fall into the same few sets of the cache.
-    prepare(thread.place, stacks + (thread.stack + 1) * kStack - static_cast<size_t>(thread.stack % 31) * 128, enter);
+    thread.stack = stacks.take();
+    prepare(thread.place, stacks.top(thread.stack), enter);
   }
   thread.state = State::ready;
   change(scheduler, thread.place);
@@ -151,34 +71,6 @@ void wait(State state, Site site) {
   mine.state = state;
   mine.site = site;
   change(mine.place, scheduler);
-}
-
-bool same(const Site& a, const Site& b) {
-  return a.line == b.line && (a.what == b.what || strcmp(a.what, b.what) == 0) &&
-         (a.file == b.file || strcmp(a.file, b.file) == 0);
-}
-
-const char* base(const char* path) {
-  const char* slash = strrchr(path, '/');
-  return slash ? slash + 1 : path;
-}
-
-void say(const char* format, va_list arguments) {
-  const int at = snprintf(message, sizeof(message), "block (%u, %u, %u)", blockIdx.x, blockIdx.y, blockIdx.z);
-  const int more = current < 0 ? 0
-                               : snprintf(message + at, sizeof(message) - at, ", thread (%u, %u, %u)", threadIdx.x,
-                                          threadIdx.y, threadIdx.z);
-  snprintf(message + at + more, sizeof(message) - at - more, ": ");
-  const size_t used = strlen(message);
-  vsnprintf(message + used, sizeof(message) - used, format, arguments);
-  failed = true;
-}
-
-__attribute__((format(printf, 1, 2))) void complain(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  say(format, arguments);
-  va_end(arguments);
 }
 
 // How a thread stands, in words.
@@ -207,7 +99,7 @@ void run_warp(int warp, bool reverse) {
       const int at = begin + (reverse ? lanes - 1 - i : i);
       if (threads[at].state > State::ready) continue;
       resume(at);
-      if (failed) return;
+      if (complaint.made) return;
       going = true;
     }
   }
@@ -228,7 +120,7 @@ void run_block(bool reverse) {
   for (;;) {
     for (int i = 0; i < of_warps; ++i) {
       run_warp(reverse ? of_warps - 1 - i : i, reverse);
-      if (failed) return;
+      if (complaint.made) return;
     }
     for (int i = 1; i < count; ++i) {
       const bool differ = threads[i].state != threads[0].state ||
@@ -240,64 +132,12 @@ void run_block(bool reverse) {
   }
 }
 
-// ---- Memory that a block finds ----
-
-struct Range {
-  unsigned char* begin;
-  size_t size;
-};
-
-// Of this library's thread-local variables those without an initial value: the __shared__ ones of all kernels.
-Range static_shared() {
-#ifdef __linux__
-  static thread_local volatile int anchor = 1;  // so that there are some; it has an initial value
-  anchor = anchor + 1;
-  Range range{nullptr, 0};
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* to) {
-        const auto here = reinterpret_cast<uintptr_t>(&run_blocks);
-        bool ours = false;
-        const ElfW(Phdr)* local = nullptr;
-        for (int i = 0; i < info->dlpi_phnum; ++i) {
-          const ElfW(Phdr)& part = info->dlpi_phdr[i];
-          const uintptr_t begin = info->dlpi_addr + part.p_vaddr;
-          if (part.p_type == PT_LOAD && here >= begin && here < begin + part.p_memsz) ours = true;
-          if (part.p_type == PT_TLS) local = &part;
-        }
-        if (!ours || !local || !info->dlpi_tls_data) return 0;
-        auto* first = static_cast<unsigned char*>(info->dlpi_tls_data);
-        *static_cast<Range*>(to) = {first + local->p_filesz, local->p_memsz - local->p_filesz};
-        return 1;
-      },
-      &range);
-  return range;
-#else
-  return {nullptr, 0};
-#endif
-}
-
-unsigned char* shared_end() { return shared_area + kGuard + shared_size; }
-
-void guard_shared(size_t size) {
-  shared_size = size;
-  memset(shared_area, kPoison, kGuard);
-  memset(shared_end(), kPoison, kGuard);
-}
-
-bool untouched(const unsigned char* from) {
-  for (size_t i = 0; i < kGuard; ++i) {
-    if (from[i] != kPoison) return false;
-  }
-  return true;
-}
-
 void start_block(uint3 index, const Range& fixed) {
   blockIdx = index;
   ++blocks_begun;
-  memset(shared_area + kGuard, kPoison, shared_size);
+  dynamic.poison();
   if (fixed.size) memset(fixed.begin, kPoison, fixed.size);
-  for (int i = 0; i < kMostThreads; ++i) free_stacks[i] = kMostThreads - 1 - i;
-  free_count = kMostThreads;
+  stacks.free_all();
   int i = 0;
   for (unsigned z = 0; z < blockDim.z; ++z) {
     for (unsigned y = 0; y < blockDim.y; ++y) {
@@ -311,8 +151,6 @@ void start_block(uint3 index, const Range& fixed) {
   }
   for (Warp& warp : warps) warp.arrived = 0;
 }
-
-// ---- Memory that is no buffer's ----
 
 // While it lives, an access to memory that the process does not have ends the launch and not the process.
 class Faults {
@@ -340,9 +178,10 @@ class Faults {
       ::signal(signal, SIG_DFL);
       return;
     }
-    auto* at = static_cast<unsigned char*>(info->si_addr);
-    if (at >= stacks && at < stacks + kMostThreads * kStack) {
+    if (stacks.holds(info->si_addr)) {
       complain("more than %zu bytes of local variables", kStack);
+    } else if (dynamic.is_edge(info->si_addr)) {
+      complain("an access outside of the %zu bytes of dynamic shared memory", dynamic.size());
     } else {
       complain("an access to %p, which lies in no buffer", info->si_addr);
     }
@@ -376,16 +215,16 @@ void fail(const char* format, ...) {
   say(format, arguments);
   va_end(arguments);
   if (current < 0) {
-    fprintf(stderr, "%s\n", message);
+    fprintf(stderr, "%s\n", complaint.text);
     abort();
   }
   change(threads[current].place, scheduler);  // never to come back
   abort();
 }
 
-const char* error() { return message; }
+const char* error() { return complaint.text; }
 
-unsigned char* shared_memory() { return shared_area + kGuard; }
+unsigned char* shared_memory() { return dynamic.begin(); }
 
 const Slot* exchange(const void* mine, size_t bytes, unsigned mask, Site site) {
   if (mask != 0xffffffffu) fail("%s (%s:%d) with some lanes only", site.what, base(site.file), site.line);
@@ -416,11 +255,10 @@ void wait_for_block(Site site) { wait(State::at_block, site); }
 bool run_blocks(dim3 grid, dim3 block, size_t shared, Body body, const void* context) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> hold(one_at_a_time);
-  failed = false;
+  complaint.made = false;
   current = -1;
   blockIdx = {0, 0, 0};
   if (!allowed(grid, block, shared)) return false;
-  make_stacks();
   const char* order = getenv("QVL_EMULATED_ORDER");
   const bool reverse = order && strcmp(order, "reverse") == 0;
   gridDim = grid;
@@ -428,8 +266,8 @@ bool run_blocks(dim3 grid, dim3 block, size_t shared, Body body, const void* con
   count = static_cast<int>(block.x * block.y * block.z);
   kernel = body;
   kernel_context = context;
-  guard_shared(shared);
-  const Range fixed = static_shared();
+  dynamic.resize(shared);
+  const Range fixed = static_shared(reinterpret_cast<const void*>(&run_blocks));
   const Faults faults;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; ++i) {
@@ -438,8 +276,8 @@ bool run_blocks(dim3 grid, dim3 block, size_t shared, Body body, const void* con
     start_block({x, y, static_cast<unsigned>(at / grid.x / grid.y)}, fixed);
     run_block(reverse);
     current = -1;
-    if (failed) return false;
-    if (!untouched(shared_area) || !untouched(shared_end())) {
+    if (complaint.made) return false;
+    if (!dynamic.intact()) {
       complain("written outside of the %zu bytes of dynamic shared memory", shared);
       return false;
     }

@@ -99,7 +99,7 @@ def test_misuse_is_noticed(probe: Device, name: str) -> None:
         "far": "thread (63, 0, 0): an access to 0x",
         "deep": "bytes of local variables",
     }
-    assert expected.get(name, "written outside of the 256 bytes of dynamic shared memory") in said
+    assert expected.get(name, "outside of the 256 bytes of dynamic shared memory") in said
     # And the next launch is a launch like any other.
     test_a_block_sums_with_shuffles_and_barriers(probe)
 
