@@ -49,8 +49,11 @@ LinearPlan plan_of(const LinearParams& p, const Sizes& sizes) {
   return plan;
 }
 
-// Rows that are no multiple of 16 bytes, or end within a unit, are copied to where they are.
-bool copies(const LinearParams& p) { return p.weights[0].k % kUnit != 0 || (p.rows > 1 && p.x_stride % 8 != 0); }
+// Rows that are no multiple of 16 bytes apart, or far apart, or end within a unit are copied to where they are not.
+bool copies(const LinearParams& p) {
+  if (p.weights[0].k % kUnit != 0) return true;
+  return p.rows > 1 && (p.x_stride % 8 != 0 || p.x_stride > INT32_MAX / kMostLinearRows);
+}
 int64_t copy_bytes(const LinearParams& p, const Sizes& sizes) {
   return copies(p) ? p.rows * sizes.units * kUnit * 2 : 0;
 }

@@ -12,46 +12,58 @@ using Sums = float[2][K::kTiles][4];  // [product][tile of rows][as multiply_til
 
 // The products of a load, for one tile of rows.
 template <class K>
-__device__ inline void multiply_load(const Weights<K>& weights, const Inputs<K>& x, int unit, int load, int tile,
-                                     float (&first)[4], float (&second)[4]) {
-  uint32_t b[K::kRuns][2];
-  x.read(unit, load, tile, b);
+__device__ inline void multiply_load(const Weights<K>& weights, const typename Inputs<K>::Bits& x, float (&first)[4],
+                                     float (&second)[4]) {
 #pragma unroll
   for (int run = 0; run < K::kRuns; ++run) {
-    multiply_tiles<typename K::T>(first, weights[run][0], b[run]);
-    multiply_tiles<typename K::T>(second, weights[run][1], b[run]);
+    const uint32_t left = x.at[2 * run], right = x.at[2 * run + 1];
+    const uint32_t b[2] = {low_halves(left, right), high_halves(left, right)};
+    multiply_tiles<typename K::T>(first, weights[run][0], b);
+    multiply_tiles<typename K::T>(second, weights[run][1], b);
   }
 }
 
-// Products of one unit. Integers are multiplied as they are, and the sums of a group by its scale.
+// Products of one unit, in steps that share a scale, or of one load where there is one scale an output. Integers are
+// multiplied as they are, and the sums of a group by its scale.
 template <class K>
-__device__ inline void multiply(const Unit<K>& unit, const Inputs<K>& x, int at, Sums<K>& sums) {
-  if constexpr (K::kScaling == Scaling::one) {
+__device__ inline void multiply(const Unit<K>& unit, const Inputs<K>& inputs, int at, Sums<K>& sums) {
+  constexpr bool kOne = K::kScaling == Scaling::one;
+  constexpr int kSteps = kOne ? K::kLoads : K::kSets, kLoads = K::kLoads / kSteps, kProducts = kSteps * K::kTiles;
+  // x is read this many products ahead, into 16 registers.
+  constexpr int kRoom = (K::kTiles == 8 ? 4 : 8) / (kLoads * K::kRuns), kAhead = kRoom < kProducts ? kRoom : kProducts;
+  typename Inputs<K>::Bits x[kAhead][kLoads];
+  const auto read = [&](int product) {
 #pragma unroll
-    for (int i = 0; i < K::kLoads; ++i) {
-      Weights<K> weights;
-      widen<K>(unit, i, weights);
-#pragma unroll
-      for (int tile = 0; tile < K::kTiles; ++tile) multiply_load<K>(weights, x, at, i, tile, sums[0][tile], sums[1][tile]);
+    for (int i = 0; i < kLoads; ++i) {
+      x[product % kAhead][i] = inputs.read(at, product / K::kTiles * kLoads + i, product % K::kTiles);
     }
-  } else {
-    constexpr int kLoads = K::kLoads / K::kSets;
+  };
 #pragma unroll
-    for (int set = 0; set < K::kSets; ++set) {
-      Weights<K> weights[kLoads];
+  for (int product = 0; product < kAhead; ++product) read(product);
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) widen<K>(unit, set * kLoads + i, weights[i]);
+  for (int step = 0; step < kSteps; ++step) {
+    Weights<K> weights[kLoads];
+    if constexpr (K::kTiles > 1) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) widen<K>(unit, step * kLoads + i, weights[i]);
+    }
+#pragma unroll
+    for (int tile = 0; tile < K::kTiles; ++tile) {
+      const int product = step * K::kTiles + tile;
+      float part[2][4] = {};
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        if constexpr (K::kTiles == 1) widen<K>(unit, step * kLoads + i, weights[i]);
+        multiply_load<K>(weights[i], x[product % kAhead][i], kOne ? sums[0][tile] : part[0],
+                         kOne ? sums[1][tile] : part[1]);
+      }
+      if (product + kAhead < kProducts) read(product + kAhead);
+      if constexpr (kOne) continue;
       float scales[4];
-      widened(unit.scales[set], scales);
+      widen_scales<K>(unit, step, scales);
 #pragma unroll
-      for (int tile = 0; tile < K::kTiles; ++tile) {
-        float part[2][4] = {};
-#pragma unroll
-        for (int i = 0; i < kLoads; ++i) multiply_load<K>(weights[i], x, at, set * kLoads + i, tile, part[0], part[1]);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          sums[i / 4][tile][i % 4] += part[i / 4][i % 4] * scales[i / 4 * 2 + i % 4 / 2];
-        }
+      for (int i = 0; i < 8; ++i) {
+        sums[i / 4][tile][i % 4] += part[i / 4][i % 4] * scales[i / 4 * 2 + i % 4 / 2];
       }
     }
   }

@@ -38,11 +38,12 @@ struct Lane {
   int part = g / 4, four = g % 4;
 };
 
-// A lane's share of a unit as it comes from memory.
+// A lane's share of a unit as it comes from memory. Four scales stay as they came until they are wanted: taking them apart
+// would be waiting for them.
 template <class K>
 struct Unit {
   uint4 words[K::kLoads];
-  Pack<float16, 4> scales[K::kSets > 0 ? K::kSets : 1];
+  Pack<uint32_t, 2> scales[K::kSets > 0 ? K::kSets : 1];
   uint32_t zeros[K::kSets > 0 ? K::kSets : 1];
 };
 
@@ -75,7 +76,7 @@ struct Source {
 #pragma unroll
     for (int set = 0; set < K::kSets; ++set) {
       const int64_t group = (K::kScaling == Scaling::halves ? 2 * unit + set : unit) >> group_shift;
-      to.scales[set] = load<float16, 4>(scales + group * kPanel);
+      to.scales[set] = load<uint32_t, 2>(reinterpret_cast<const uint32_t*>(scales + group * kPanel));
       if constexpr (K::kInt4) {
         to.zeros[set] = 0x08080808u;
         if (zeros != nullptr) to.zeros[set] = *reinterpret_cast<const uint32_t*>(zeros + group * kPanel);
@@ -92,8 +93,8 @@ constexpr uint32_t kMinus = 0x80008000u;
 // The low or high halves of four bytes, `minus` being what is to be added to the codes: two of -(magic + zero point).
 template <class T>
 __device__ inline void widen4(uint32_t word, int run, uint32_t minus, uint32_t& even, uint32_t& odd) {
-  even = add_two<T>((word >> 4 * run & 0x000f000fu) | kMagic<T>, minus);
-  odd = add_two<T>((word >> (4 * run + 8) & 0x000f000fu) | kMagic<T>, minus);
+  even = add_two<T>(masked_or(word >> 4 * run, 0x000f000fu, kMagic<T>), minus);
+  odd = add_two<T>(masked_or(word >> (4 * run + 8), 0x000f000fu, kMagic<T>), minus);
 }
 
 // A, for the two products of a load: [run][product]. Rows g are outputs 0 and 2 of the lane's four, rows g + 8 are 1 and 3.
@@ -122,33 +123,32 @@ __device__ inline void widen(const Unit<K>& unit, int i, Weights<K>& a) {
   }
 }
 
-// B: a lane's column is a row of x, and with one panel a half of it.
+template <class K>
+__device__ inline void widen_scales(const Unit<K>& unit, int set, float (&to)[4]) {
+  Pack<float16, 4> scales;
+  memcpy(&scales, &unit.scales[set], sizeof(scales));
+  widened(scales, to);
+}
+
+// B: a lane's column is a row of x, and with one panel a half of it. Columns without a row repeat the last one, which keeps
+// within x; nobody looks at what comes of it.
 template <class K>
 struct Inputs {
   using T = typename K::T;
+  using Bits = Pack<uint32_t, 2 * K::kRuns>;  // as they lie, in neighbours
   const T* from;
-  int64_t stride;
-  int left;  // rows from the lane's first one on
+  int row, last, stride;  // the launch sees to it that all of x is within the reach of an int
 
   __device__ Inputs(const LinearJob& job, const Lane& lane) {
-    const int row = K::kOnePanel ? lane.g / 2 : lane.g;
-    left = job.rows - row;
-    stride = 8 * job.x_stride;
-    from = static_cast<const T*>(job.x) + row * job.x_stride + (K::kOnePanel ? lane.g % 2 * (K::kInputs / 2) : 0) +
-           lane.t * 4 * K::kRuns;
+    from = static_cast<const T*>(job.x) + (K::kOnePanel ? lane.g % 2 * (K::kInputs / 2) : 0) + lane.t * 4 * K::kRuns;
+    row = K::kOnePanel ? lane.g / 2 : lane.g;
+    last = job.rows - 1;
+    stride = static_cast<int>(job.x_stride);
   }
 
-  __device__ void read(int unit, int i, int tile, uint32_t (&b)[K::kRuns][2]) const {
-    Pack<uint32_t, 2 * K::kRuns> bits{};
-    if (8 * tile < left) {
-      const T* x = from + tile * stride + static_cast<int64_t>(unit) * kUnit + i * K::kInputs;
-      bits = load<uint32_t, 2 * K::kRuns>(reinterpret_cast<const uint32_t*>(x));
-    }
-#pragma unroll
-    for (int run = 0; run < K::kRuns; ++run) {
-      b[run][0] = low_halves(bits.at[2 * run], bits.at[2 * run + 1]);
-      b[run][1] = high_halves(bits.at[2 * run], bits.at[2 * run + 1]);
-    }
+  __device__ Bits read(int unit, int i, int tile) const {
+    const int at = (row + 8 * tile < last ? row + 8 * tile : last) * stride + unit * kUnit + i * K::kInputs;
+    return load<uint32_t, 2 * K::kRuns>(reinterpret_cast<const uint32_t*>(from + at));
   }
 };
 

@@ -62,19 +62,27 @@ __device__ inline uint32_t add_two(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The low halves of two registers, and the high ones: a pair of each of two rows makes two pairs along the column.
-__device__ inline uint32_t low_halves(uint32_t first, uint32_t second) { return (first & 0xffff) | (second << 16); }
-__device__ inline uint32_t high_halves(uint32_t first, uint32_t second) {
-  return (first >> 16) | (second & 0xffff0000u);
+// (x & mask) | bits, in one instruction: left to itself nvcc takes two.
+__device__ inline uint32_t masked_or(uint32_t x, uint32_t mask, uint32_t bits) {
+#ifdef QVL_EMULATED
+  return (x & mask) | bits;
+#else
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+  return y;
+#endif
 }
+
+// The low halves of two registers, and the high ones: a pair of each of two rows makes two pairs along the column.
+__device__ inline uint32_t low_halves(uint32_t first, uint32_t second) { return __byte_perm(first, second, 0x5410); }
+__device__ inline uint32_t high_halves(uint32_t first, uint32_t second) { return __byte_perm(first, second, 0x7632); }
 
 // The two int8 in bytes 0 and 2, exact as T: their bits go into the significand of a power of two, which is taken off.
 template <class T>
 __device__ inline uint32_t widened_codes(uint32_t bytes) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     // Seven bits on 128; for a negative code they are 128 more than the code, so that 256 has to go.
-    const uint32_t raised = (bytes & 0x007f007f) | 0x43004300, off = (bytes & 0x00800080) | 0xc300c300;
-    return add_two<T>(raised, off);
+    return add_two<T>(masked_or(bytes, 0x007f007f, 0x43004300), masked_or(bytes, 0x00800080, 0xc300c300));
   } else {
     // All eight on 1024, the sign turned, which adds 128.
     return add_two<T>((bytes & 0x00ff00ff) ^ 0x64806480, 0xe480e480);
