@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from qvl.ops import cuda
+from qvl.ops.cuda_body import Body
+from tests.unit.cuda_support import emulated_library
 from tests.unit.foreign_support import FORMS, Written, write_foreign
 
 
@@ -33,3 +36,10 @@ def foreign_copy(foreign: Written, tmp_path: Path) -> Callable[[str], Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def gpu() -> Iterator[Body]:
+    """Ops on CPU tensors take the bodies of a GPU, emulated."""
+    with cuda.emulating(emulated_library()) as body:
+        yield body

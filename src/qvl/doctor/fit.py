@@ -35,7 +35,7 @@ def quantization_of(subject: Subject, device: str, dtype: str) -> Quantization |
     folder = find(subject.model)
     foreign = published_foreign(subject.model) if folder is None else None
     if foreign is not None:
-        return foreign_quantization(foreign, subject.quantize, subject.model, device)
+        return foreign_quantization(foreign, subject.quantize, subject.model, device, dtype)
     # A folder without weights has none that are quantised.
     return chosen_quantization(subject.quantize, folder or Path(subject.model), device, dtype)
 

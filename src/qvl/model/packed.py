@@ -34,7 +34,7 @@ class Projection(nn.Layer):
 
 
 class PackedProjection(Projection):
-    """On a CPU, with packed matrices. They are given before it is used."""
+    """With packed matrices. They are given before it is used, and lie on a GPU if that is where it is used."""
 
     weights: PackedLinear | list[PackedLinear]
 
@@ -70,12 +70,16 @@ def _is_bare(layer: nn.Layer) -> bool:
 
 
 class PackedEmbedding(nn.Layer):
-    """Vectors of tokens in one packed matrix, which is the head as well where that is tied."""
+    """Vectors of tokens in one packed matrix, which is the head as well where that is tied. dtype: of the vectors."""
 
     weight: PackedLinear
 
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
     def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
-        return embedding(ids, self.weight)
+        return embedding(ids, self.weight, self.dtype)
 
     def logits(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[K, width] -> [K, vocabulary]."""
@@ -102,10 +106,12 @@ def projections(model: nn.Layer) -> Iterator[Projection]:
     return (layer for layer in model.sublayers() if isinstance(layer, Projection))
 
 
-def replace_linears(model: Qwen2VL, quantization: Quantization, make: Make = PackedProjection) -> None:
+def replace_linears(
+    model: Qwen2VL, quantization: Quantization, make: Make = PackedProjection, dtype: str = "float32"
+) -> None:
     """Put quantised layers, still without weights, in the places of a model's linears and embedding.
 
-    model: as `weights.empty_model` makes it.
+    model: as `weights.empty_model` makes it, in that dtype.
     """
     for number, block in enumerate(model.model.layers):
         for parent, (joined, names) in _TOGETHER.items():
@@ -122,8 +128,8 @@ def replace_linears(model: Qwen2VL, quantization: Quantization, make: Make = Pac
             above, _, last = name.rpartition(".")
             layers[above].add_sublayer(last, _make(make, [name], [layer]))
     if quantization.scheme_of(EMBEDDING) is not None:
-        model.model.embed_tokens = PackedEmbedding()
-    if quantization.vision is not None:
+        model.model.embed_tokens = PackedEmbedding(dtype)
+    if quantization.vision is not None and dtype == "float32":
         # Where the CPU has a tile unit, the products on either side of attention are in bfloat16 too.
         for block in model.visual.blocks:
             block.attn.impl = "rounded"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import paddle
 
+from qvl.errors import DeviceError
 from qvl.model import weight_only
 from qvl.model.checkpoint import Layout
 from qvl.model.config import ModelConfig
-from qvl.model.packed import give_weights, replace_linears
+from qvl.model.packed import PackedProjection, give_weights, replace_linears
 from qvl.model.packed_store import Mapped, Progress
 from qvl.model.packing import Source
 from qvl.model.quantization import Quantization, matrix_shapes, stored_quantization
 from qvl.model.qwen2_vl import Qwen2VL
 from qvl.model.shapes import parameter_shapes
-from qvl.model.weights import assign, empty_model, fill_parameters, laid_out
-from qvl.ops import AttentionImpl
+from qvl.model.weights import assign, converted, empty_model, fill_parameters, laid_out
+from qvl.ops import AttentionImpl, cuda
+from qvl.ops.cuda_body import Body
 from qvl.ops.linear import PackedLinear
 from qvl.ops.packing import PackedMatrix
 
@@ -41,11 +45,12 @@ def load_quantised(
     mapped, and elsewhere no more is held than the result and one matrix. dtype: of what is not quantised.
     Raises CheckpointError naming the tensor and file for anything missing, left over, misshapen or cut short.
     """
+    build = _Builder(config, quantization, dtype, attention)
     if stored_quantization(folder) is not None:
         mapped = Mapped(folder, config, quantization)
-        model = _model(config, quantization, attention, mapped.matrix, mapped.floats)
+        model = build.model(mapped.matrix, mapped.floats)
         for name, parameter in model.named_parameters():
-            assign(parameter, laid_out(name, mapped.floats(name)))
+            assign(parameter, converted(laid_out(name, mapped.floats(name)), dtype))
         return model
     with Source(folder, config, layout) as source:
         total, done = sum(source.nbytes(name) for name in parameter_shapes(config)), 0
@@ -68,30 +73,51 @@ def load_quantised(
             count(source.nbytes(name))
             return values
 
-        if quantization.embedding is None and source.foreign is None:  # what a GPU runs
+        if quantization.embedding is None and source.foreign is None:  # what Paddle's own products run
             return weight_only.load(config, quantization, dtype, attention, floats)
-        model = _model(config, quantization, attention, matrix, floats)
-        for nbytes in fill_parameters(model, source.entries, "float32"):
+        model = build.model(matrix, floats)
+        for nbytes in fill_parameters(model, source.entries, dtype):
             count(nbytes)
         return model
 
 
-def _model(
-    config: ModelConfig,
-    quantization: Quantization,
-    attention: AttentionImpl,
-    matrix: Callable[[str], PackedMatrix],
-    floats: Callable[[str], Floats],
-) -> Qwen2VL:
-    """With its packed layers filled. matrix, floats: give a parameter, packed or in the Hugging Face layout."""
-    model = empty_model(config, "float32", attention)
-    replace_linears(model, quantization)
-    shapes, weights = parameter_shapes(config), {}
-    for name in matrix_shapes(config):
-        if quantization.scheme_of(name) is None:
-            continue
-        module = name.removesuffix(".weight")
-        bias = f"{module}.bias"
-        weights[module] = PackedLinear(matrix(name), floats(bias) if bias in shapes else None)
-    give_weights(model, weights)
-    return model
+@dataclass(frozen=True)
+class _Builder:
+    config: ModelConfig
+    quantization: Quantization
+    dtype: str
+    attention: AttentionImpl
+
+    def model(self, matrix: Callable[[str], PackedMatrix], floats: Callable[[str], Floats]) -> Qwen2VL:
+        """With its packed layers filled, on Paddle's current device. matrix, floats: give a parameter, packed or in the
+        Hugging Face layout.
+        """
+        gpu = _gpu()
+        model = empty_model(self.config, self.dtype, self.attention)
+        replace_linears(model, self.quantization, self._projection, self.dtype)
+        shapes, weights = parameter_shapes(self.config), {}
+        for name in matrix_shapes(self.config):
+            if self.quantization.scheme_of(name) is None:
+                continue
+            module = name.removesuffix(".weight")
+            bias = f"{module}.bias"
+            weights[module] = PackedLinear(matrix(name), floats(bias) if bias in shapes else None)
+            if gpu is not None:
+                weights[module].move(gpu)
+        give_weights(model, weights)
+        return model
+
+    def _projection(self, names: Sequence[str], widths: Sequence[int], inputs: int) -> PackedProjection:
+        made = PackedProjection(names, widths, inputs)
+        made.dtype = getattr(paddle, self.dtype)
+        return made
+
+
+def _gpu() -> Body | None:
+    """The ops that packed weights are moved for, where Paddle's current device is a GPU."""
+    if not cuda.emulated() and not paddle.device.get_device().startswith("gpu"):
+        return None
+    body = cuda.library()
+    if body is None:
+        raise DeviceError(f"packed weights run on a GPU by the native ops for it: {cuda.why_not()}")
+    return body

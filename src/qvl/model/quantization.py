@@ -64,7 +64,9 @@ class Quantization:
 
     @staticmethod
     def of(width: Width, group: int = DEFAULT_GROUP, symmetric: bool = DEFAULT_SYMMETRIC) -> Quantization:
-        """What a CPU runs. group, symmetric: of int4, which only the language model's layers take.
+        """What a CPU runs, and a GPU by the native ops.
+
+        group, symmetric: of int4, which only the language model's layers take.
 
         The vectors of words and the head decide between words that are close, and the tower's features enter every
         layer: both are int8 then, which costs little, since most of what a token reads are the layers.
@@ -75,7 +77,7 @@ class Quantization:
 
     @staticmethod
     def for_gpu(width: Width) -> Quantization:
-        """What Paddle's weight-only products run on a GPU: the layers alone, int4 in groups of 64."""
+        """What Paddle's products run on a GPU that has no native ops: the layers alone, int4 in groups of 64."""
         return Quantization(width, Scheme(width, 64 if width == "int4" else 0), None, None)
 
     @staticmethod
@@ -154,9 +156,11 @@ def refuse_twice(folder: Path) -> None:
         refuse_quantised(folder, "quantising")
 
 
-def foreign_quantization(foreign: Foreign, asked: str, where: str, device: str = "cpu") -> Quantization:
+def foreign_quantization(
+    foreign: Foreign, asked: str, where: str, device: str = "cpu", dtype: str = "float32"
+) -> Quantization:
     """What a run gets of weights that AWQ or GPTQ has quantised. asked: as for `chosen_quantization`; their own width
-    has all else quantised too. Raises UsageError for any other, DeviceError for a GPU.
+    has all else quantised too. Raises UsageError for any other, DeviceError for a GPU that cannot run them.
     """
     if asked not in ("auto", foreign.kind):
         raise UsageError(
@@ -164,10 +168,12 @@ def foreign_quantization(foreign: Foreign, asked: str, where: str, device: str =
             "or leave it out"
         )
     if device.startswith("gpu"):
-        raise DeviceError(
-            f"{where}: what {foreign.label} has quantised runs on CPUs; on a GPU take the original and "
-            f"--quant {foreign.kind}"
-        )
+        if (reason := _no_gpu_kernels()) is not None:
+            raise DeviceError(
+                f"{where}: what {foreign.label} has quantised runs on CPUs; on a GPU it takes the native ops for one "
+                f"({reason}), or the original and --quant {foreign.kind}"
+            )
+        _check_dtype(dtype, f"{where}: what is quantised")
     return Quantization.of_foreign(foreign, rest=asked != "auto")
 
 
@@ -188,13 +194,17 @@ def chosen_quantization(asked: str, folder: Path, device: str, dtype: str) -> Qu
                 "or leave it out"
             )
         if on_gpu:
-            raise DeviceError(
-                f"{folder}: its weights are laid out for CPUs; on a GPU take the original and --quant {stored.width}"
-            )
+            reason = "bf16 is for CPUs" if stored.width == "bf16" else _no_gpu_kernels()
+            if reason is not None:
+                raise DeviceError(
+                    f"{folder}: its weights are laid out for CPUs and for the native ops of a GPU ({reason}); take the "
+                    f"original and --quant {stored.width}"
+                )
+            _check_dtype(dtype, f"{folder}: what is quantised")
         return stored
     foreign = foreign_of(folder)
     if foreign is not None:
-        return foreign_quantization(foreign, asked, str(folder), device)
+        return foreign_quantization(foreign, asked, str(folder), device, dtype)
     width = next((width for width in WIDTHS if width == asked), None)
     if width is None or not on_gpu:
         return None if width is None else Quantization.of(width)
@@ -202,6 +212,18 @@ def chosen_quantization(asked: str, folder: Path, device: str, dtype: str) -> Qu
         if dtype != "bfloat16":
             raise DeviceError(f"--quant bf16 on a GPU is --dtype bfloat16; it does not go with {dtype}")
         return None
+    _check_dtype(dtype, f"--quant {width}")
+    # Which is faster has not been measured; the native ops have token vectors, head and tower in int8 as well.
+    return Quantization.for_gpu(width) if _no_gpu_kernels() else Quantization.of(width)
+
+
+def _no_gpu_kernels() -> str | None:
+    """Why packed weights do not run on a GPU; None where they do."""
+    from qvl.ops import cuda  # whose package imports Paddle
+
+    return cuda.why_not()
+
+
+def _check_dtype(dtype: str, what: str) -> None:
     if dtype == "float32":
-        raise DeviceError(f"--quant {width} on a GPU needs --dtype bfloat16 or float16")
-    return Quantization.for_gpu(width)
+        raise DeviceError(f"{what} on a GPU needs --dtype bfloat16 or float16")

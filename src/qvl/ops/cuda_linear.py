@@ -22,6 +22,8 @@ class MovedWeight:
     """
 
     def __init__(self, body: Body, matrix: PackedMatrix, bias: Floats | None = None) -> None:
+        if matrix.packing.kind == "bf16":
+            raise ValueError("linear: kind must be int8 or int4 on a GPU")
         self.body, self.n, self.k = body, matrix.n, matrix.k
         arrays = (matrix.data, matrix.scales, matrix.zeros, bias)
         data, scales, zeros, self.bias = (None if array is None else _uploaded(array) for array in arrays)

@@ -11,6 +11,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
+from qvl import ops
 from qvl.model.part import Part
 
 
@@ -60,9 +61,10 @@ class _LinearCrossEntropy(PyLayer):
         grads, low_grads = [], []
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = paddle.matmul(rows, weight, transpose_y=tied).astype("float32")
+            logits = paddle.matmul(rows, weight, transpose_y=tied)
             if low is not None:
                 low_rows = low[start : start + chunk]
+                logits = logits.astype("float32")
                 logits += paddle.matmul(low_rows, low_weight).astype("float32")
             loss, slope = _softmax_slope(logits, wanted, part)
             total = total + loss
@@ -102,6 +104,10 @@ def _softmax_slope(logits: paddle.Tensor, targets: paddle.Tensor, part: Part) ->
 
     The logits are used up. targets: counted from this part's first word, of which it may have none.
     """
+    gpu = ops.gpu_for(logits) if part.size == 1 else None
+    if gpu is not None:
+        return gpu.cross_entropy(logits, targets).sum(), logits
+    logits = logits.astype("float32")
     index = targets.unsqueeze(-1)
     top = logits.max(axis=-1, keepdim=True)
     own = paddle.ones_like(top)
