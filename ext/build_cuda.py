@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -95,12 +96,17 @@ def sources_of(target: Target) -> list[Path]:
 
 
 def command_of(target: Target, compiler: str) -> list[str]:
-    command = [compiler, *EMULATED, "-x", "c++"] if target.emulated else [compiler, *CUDA]
-    for name in () if target.emulated else target.architectures:
-        number = name.partition("_")[2]
-        command.append(f"--generate-code=arch=compute_{number},code={name}")
+    how = [*EMULATED, "-x", "c++"] if target.emulated else [*CUDA, *_codes(target.architectures)]
     said = target.said_architectures
-    return [*command, f'-DQVL_CUDA_ARCHITECTURES="{said}"', "-I", str(HERE / "include")]
+    return [compiler, *how, f'-DQVL_CUDA_ARCHITECTURES="{said}"', "-I", str(HERE / "include")]
+
+
+def _codes(architectures: tuple[str, ...]) -> list[str]:
+    """Cards of one generation are compiled as one up to machine code: kernels do not ask which of them it is."""
+    generations: dict[str, list[str]] = {}
+    for name in architectures:
+        generations.setdefault(re.sub(r"\d(\D?)$", r"0\1", name.partition("_")[2]), []).append(name)
+    return [f"--generate-code=arch=compute_{number},code=[{','.join(names)}]" for number, names in generations.items()]
 
 
 def compile_all(target: Target, compiler: str, folder: Path, jobs: int) -> list[Path]:
