@@ -79,7 +79,7 @@ __device__ inline float weight_of(float top, float other) {
   return top == -INFINITY ? 0.0f : power_of<T>(top - other);
 }
 
-// The first half of the work, by type of the queries: 16-bit ones on the tensor cores. `tokens`: the most of a sequence.
+// Sums over parts, by type of the queries: 16-bit ones on the tensor cores. `tokens`: the most of a sequence.
 template <class T>
 Status attend_parts(const AttentionCall& call, bool narrow, int tokens, void* stream);
 Status attend_parts_float(const AttentionCall& call, bool narrow, int tokens, void* stream);

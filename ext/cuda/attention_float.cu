@@ -49,7 +49,8 @@ __device__ inline void take_key(const AttentionCall& p, int sequence, int kv_hea
     score *= p.sequences.k_scale[sequence][number];
     scale = p.sequences.v_scale[sequence][number];
   }
-  const float top = fmaxf(mine.top, score), factor = weight_of<float>(mine.top, top), weight = weight_of<float>(score, top);
+  const float top = fmaxf(mine.top, score);
+  const float factor = weight_of<float>(mine.top, top), weight = weight_of<float>(score, top);
   mine.top = top;
   mine.total = mine.total * factor + weight;
 #pragma unroll

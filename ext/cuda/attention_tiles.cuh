@@ -1,9 +1,9 @@
-// Attention of 16-bit queries on the tensor cores: how a step of keys lies in shared memory, and what a warp makes of it.
+// Attention of 16-bit queries on the tensor cores: how keys lie in shared memory, and what a warp makes of them.
 //
-// Fragments are read from shared memory in pieces of 8 neighbouring elements of a key, of which each lane has its own: of
-// the 32 elements 32 b .. 32 b + 31 lane t (of four) has those from 8 t on. A product over elements may take them in any
-// order that both sides share, so queries are read in the same pieces. Of values a lane has 8 neighbours of each key of
-// its own, which are 8 columns of the result: lane t ends up with columns 16 t .. 16 t + 15 of 64.
+// Fragments are read from shared memory in pieces of 8 neighbouring elements of a key, of which each lane has its own:
+// of the 32 elements 32 b .. 32 b + 31 lane t (of four) has those from 8 t on. A product over elements may take them in
+// any order that both sides share, so queries are read in the same pieces. Of values a lane has 8 neighbours of each of
+// its keys, which are 8 columns of the result: lane t ends up with columns 16 t .. 16 t + 15 of 64.
 #pragma once
 
 #include "attention.cuh"
@@ -21,8 +21,9 @@ struct Layout {
   static constexpr int kStep = kWarps * kSlice;       // keys that are brought in together: a slice by each warp
   static constexpr int kStages = 2;                   // steps under way or at work
   static constexpr int kBytes = kDim * sizeof(S);     // of a key
-  // Apart by so much that the lanes of an access meet in no bank: of keys 8 rows and 4 pieces of each are read together,
-  // two of the rows at a time (four where pieces are of 8 bytes); of values 4 rows, every other one, and 8 pieces.
+  // Apart by so much that the lanes of an access meet in no bank. Of keys 8 rows and 4 pieces of each are read
+  // together, two of the rows at a time (four where pieces are of 8 bytes); of values 4 rows, every other one, and 8
+  // pieces.
   static constexpr int kKeyStride = kBytes + 32 * sizeof(S);
   static constexpr int kValueStride = kBytes + 16;
   static constexpr int kValues = kSlice * kKeyStride;
@@ -60,7 +61,8 @@ __device__ inline void copy_slice(const AttentionCall& p, const Part& part, int 
   }
   if constexpr (L::kNarrow) {
     const int number = lane_index() % kSlice;
-    const float* scales = lane_index() < kSlice ? p.sequences.k_scale[part.sequence] : p.sequences.v_scale[part.sequence];
+    const float *k_scales = p.sequences.k_scale[part.sequence], *v_scales = p.sequences.v_scale[part.sequence];
+    const float* scales = lane_index() < kSlice ? k_scales : v_scales;
     const bool real = key + number < part.end;
     const int64_t from = real ? static_cast<int64_t>(key + number) * p.kv_heads + kv_head : 0;
     cp_async_or_zero<4>(to + L::kScales + lane_index() * 4, scales + from, real);

@@ -1,4 +1,4 @@
-// The sequences of a call as kernels take them: by value, so that a graph that replays the launch needs no copy of them.
+// The sequences of a call as kernels take them: by value, so that a graph which replays the launch needs no copy.
 #pragma once
 
 #include "common.cuh"

@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kTurnThreads, 4) store_rows(const __grid_const
 template <class T, class S>
 Status store_all(StoreCall& call, void* stream) {
   const int64_t rows = call.sequences.first[call.sequences.count];
-  return with_spread(rows, call.heads + 2 * call.kv_heads, call.dim / 2, kWide<T>, [&](auto heads, const Spread& spread) {
+  const int64_t all = call.heads + 2 * call.kv_heads;
+  return with_spread(rows, all, call.dim / 2, kWide<T>, [&](auto heads, const Spread& spread) {
     if (threads_of(spread) >= kMostThreads) return Status::unsupported;
     call.spread = spread;
     return launch(store_rows<T, S, decltype(heads)::value>, blocks_of(spread), dim3(kTurnThreads), 0, stream, call);

@@ -1,9 +1,9 @@
 // How heads are turned: by groups of neighbouring lanes.
 //
 // A group, a power of two of lanes, turns heads. A lane holds W elements of the first half of a head and the W of the
-// second half that they pair with, so that an access is one of 16 bytes, or of 8 where W is 4 of a 16-bit type. With many
-// rows a group takes several heads of its row, for which it reads the tables once, and whose loads are all under way
-// together; with few it takes one, so that there are enough groups to hide how long memory takes.
+// second half that they pair with, so that an access is one of 16 bytes, or of 8 where W is 4 of a 16-bit type. With
+// many rows a group takes several heads of its row, for which it reads the tables once, and whose loads are all under
+// way together; with few it takes one, so that there are enough groups to hide how long memory takes.
 #pragma once
 
 #include "common.cuh"
@@ -98,6 +98,8 @@ Status with_spread(int64_t rows, int64_t all, int64_t half, int64_t width, const
   return f(std::integral_constant<int, 1>{}, spread_of(rows, all, 1, half, width));
 }
 
-inline dim3 blocks_of(const Spread& spread) { return dim3(static_cast<unsigned>(divided_up(threads_of(spread), kTurnThreads))); }
+inline dim3 blocks_of(const Spread& spread) {
+  return dim3(static_cast<unsigned>(divided_up(threads_of(spread), kTurnThreads)));
+}
 
 }  // namespace qvl::cuda
