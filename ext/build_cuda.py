@@ -151,6 +151,8 @@ def build(target: Target, *, jobs: int | None = None, force: bool = False, say: 
 
     Only one process at a time does so in a folder; others wait, and then find it done.
     """
+    if target.emulated and sys.platform != "linux":
+        raise CannotBuild("kernels run without a GPU on Linux only")
     compiler = native.find_compiler() if target.emulated else find_nvcc()
     folder = _object_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
