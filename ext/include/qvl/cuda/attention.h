@@ -27,7 +27,8 @@ constexpr int64_t kMostQueries = 16;
 }  // namespace qvl::cuda
 
 // softmax(scale q k^T) v. New token i of a sequence (counted from 0) sees starts + i + 1 keys, which are in the cache
-// already. For decoding and checking drafts; prefill is FlashAttention's. A row depends neither on the other rows of
-// the call nor, but for the order of sums over parts, on most_keys.
+// already. For decoding and checking drafts; prefill is FlashAttention's. What other sequences hold does not touch a row;
+// the order of its sums follows from `starts`, `tokens`, `count` and most_keys. Values of a sequence's new tokens have to be
+// finite: one that is not reaches its earlier tokens too.
 QVL_CUDA_API qvl::Status qvl_cuda_attention(const qvl::cuda::AttentionParams* params, void* stream);
 QVL_CUDA_API int64_t qvl_cuda_attention_workspace(const qvl::cuda::AttentionParams* params);
