@@ -3,11 +3,16 @@
 Needs a GPU, torch with CUDA, nvcc, numpy and pytest; neither Paddle nor qvl. Builds what changed for the card at hand.
 `--sanitize` runs the small shapes under compute-sanitizer's memcheck and racecheck instead, `--emulated` the same tests
 without a GPU. Further arguments are pytest's, as in `-k norm`.
+
+`--bench` times the ops and decode steps beside torch in at most four minutes or so: progress on stderr, tables and at
+last a line of JSON on stdout; it takes `--json FILE`, `--only attention` and `--no-compile`. With `--emulated` it goes
+through the same code on small shapes, for which a torch without CUDA will do; the times mean nothing then.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -61,17 +66,36 @@ def prepare() -> str | None:
     return None
 
 
+def bench(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed here, and is what is compared with", file=sys.stderr)
+        return 3
+    from tests.gpu.kernels.bench.run import Options, run
+    from tests.gpu.kernels.libraries import library
+
+    compiles = not (options.emulated or options.no_compile)
+    return run(library(), Options(not options.emulated, compiles, options.only, options.json))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.kernels", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sanitize", action="store_true", help="memcheck and racecheck")
     parser.add_argument("--emulated", action="store_true", help="on the CPU")
+    parser.add_argument("--bench", action="store_true", help="time the ops and decode steps")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="with --bench: also written to FILE")
+    parser.add_argument("--only", default="", metavar="NAME", help="with --bench: what has this in its name")
+    parser.add_argument("--no-compile", action="store_true", help="with --bench: without torch.compile")
     options, rest = parser.parse_known_args()
+    if options.emulated and options.bench:
+        return bench(options)
     if options.emulated:
         return tests(rest, emulated=True, before=[])
     if reason := prepare():
         print(reason, file=sys.stderr)
         return 3
+    if options.bench:
+        return bench(options)
     return sanitize(rest) if options.sanitize else tests(rest, emulated=False, before=[])
 
 
