@@ -87,7 +87,8 @@ class Maker:
             "o": self.product((hidden,), MODEL.q_width),
             "mlp_norm": self.vector(hidden, 1.0),
             "gate_up": self.product((inner, inner), hidden),
-            "down": self.product((hidden,), inner),
+            # Beside products that leave adding to the next norm one that does not.
+            "down": self.product((hidden,), inner, "int8" if self.kind == "dense" else ""),
         }
         layer = Layer(**{name: pair[0] for name, pair in pairs.items()})
         matrices = Matrices(**{name: pair[1] for name, pair in pairs.items()})

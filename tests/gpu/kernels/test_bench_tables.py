@@ -62,6 +62,12 @@ def test_what_failed_or_was_left_out_is_said() -> None:
     assert "| 2B, 8 rows | KernelError: swiglu: failed | - | - | - |" in lines
     assert lines[-1] == "Left out for lack of time: sample 2B, sample 7B."
     assert tables.sentence(case, PEAKS) == "swiglu 2B 8 rows: KernelError: swiglu: failed"
+    slow = _time(2.0) | {"note": "without a graph: RuntimeError: it waits"}
+    lines = list(tables.markdown(_record(cases=[_case("sample", {"ours": slow, "eager": slow})])))
+    assert (
+        "| 2B, 8 rows | 2.0 (1.8 to 2.4), without a graph: RuntimeError: it waits | 26 % | 1.00x, without a graph |"
+        in lines
+    )
     good = _case("swiglu", {"ours": _time(1.0), "eager": _time(2.0), "compiled": {"reason": "no"}})
     assert tables.sentence(good, PEAKS) == "swiglu 2B 8 rows: 1.0 us, 52 % of a copy; eager 2.00x; compiled -"
 

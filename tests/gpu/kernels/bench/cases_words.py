@@ -85,7 +85,7 @@ def _greedy(side: Side, model: Model, rows: int) -> Case:
 
 
 def _drawn(side: Side, model: Model, rows: int) -> Case:
-    """As transformers does it: sorted for top_p."""
+    """torch's side is what transformers does: sorted for top_p."""
     temperature, top_k, top_p = 0.8, 50, 0.95
 
     def eager(logits: Tensor) -> Tensor:
@@ -94,7 +94,9 @@ def _drawn(side: Side, model: Model, rows: int) -> Case:
         ascending, order = torch.sort(scores, descending=False)
         dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
         scores = scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
-        return torch.multinomial(scores.softmax(dim=-1), 1)
+        likely = scores.softmax(dim=-1)
+        # torch.multinomial waits for the device, which no graph can hold.
+        return (likely / torch.empty_like(likely).exponential_(1)).argmax(dim=-1)
 
     def make() -> Operands:
         rule = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "uniform": 0.37}

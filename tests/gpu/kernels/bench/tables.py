@@ -46,7 +46,8 @@ def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
 def _time(timing: Record) -> str:
     if "reason" in timing:
         return timing["reason"].replace("|", "/")
-    return f"{timing['median']:.1f} ({timing['low']:.1f} to {timing['high']:.1f})"
+    note = f", {timing['note']}" if timing.get("note") else ""
+    return f"{timing['median']:.1f} ({timing['low']:.1f} to {timing['high']:.1f}){note}".replace("|", "/")
 
 
 def ratio(ours: Record, other: Record | None) -> float | None:
@@ -95,7 +96,7 @@ def _op(op: str, cases: list[Record], peaks: Record) -> Iterator[str]:
 def _other(ours: Record, other: Record | None) -> str:
     if other is not None and "reason" in other:
         return other["reason"].replace("|", "/")
-    return _number(ratio(ours, other), ".2f", "x")
+    return _number(ratio(ours, other), ".2f", "x" if other is None or not other.get("note") else "x, without a graph")
 
 
 def _number(value: float | None, form: str, behind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Timing:
     high: float
     rounds: int
     calls: int  # in each round
+    note: str = ""  # why it was not in a graph, on a card
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Clock(Protocol):
         ...
 
 
-def _timing(times: list[float], calls: int) -> Timing:
+def _timing(times: list[float], calls: int, note: str = "") -> Timing:
     """times: seconds of each round."""
     ordered = sorted(seconds / calls * 1e6 for seconds in times)
 
     def at(share: float) -> float:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
-    return Timing(at(0.5), at(0.1), at(0.9), len(times), calls)
+    return Timing(at(0.5), at(0.1), at(0.9), len(times), calls, note)
 
 
 class HostClock:
@@ -66,6 +68,25 @@ class HostClock:
         return made
 
 
+@dataclass
+class _Plain:
+    """In the place of a graph, for what none can be made of."""
+
+    runs: Sequence[Run]
+
+    def replay(self) -> None:
+        for run in self.runs:
+            run()
+
+
+@dataclass
+class _Round:
+    graph: Any
+    calls: int
+    seconds: float  # about
+    note: str = ""
+
+
 class GraphClock:
     """On a card. A round is a replay of a graph of at least `shortest` seconds; all rounds of a case take `longest`."""
 
@@ -74,44 +95,46 @@ class GraphClock:
         self.stream = torch.cuda.Stream()
 
     def measure(self, sides: Mapping[str, Sequence[Run]], *, repeats: bool = True) -> dict[str, Timing | Failure]:
-        graphs: dict[str, tuple[Any, int, float]] = {}
+        each: dict[str, _Round] = {}
         made: dict[str, Timing | Failure] = {}
         torch.cuda.synchronize()  # operands were made on another stream
         with torch.cuda.stream(self.stream):
             for name, runs in sides.items():
                 try:
-                    graphs[name] = self._captured(runs, repeats)
+                    each[name] = self._round(runs, repeats)
                 except Exception as error:  # as above
                     made[name] = Failure(_said(error))
             torch.cuda.synchronize()
-            once = sum(seconds for _, _, seconds in graphs.values())
-            rounds = max(5, min(30, int(self.longest / max(once, 1e-6))))
-            events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in graphs}
+            rounds = max(5, min(30, int(self.longest / max(sum(one.seconds for one in each.values()), 1e-6))))
+            times: dict[str, list[tuple[Any, Any]]] = {name: [] for name in each}
             for _ in range(rounds):
-                for name, (graph, _, _) in graphs.items():
-                    ends = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-                    ends[0].record()
-                    graph.replay()
-                    ends[1].record()
-                    events[name].append(ends)
+                for name, one in each.items():
+                    times[name].append(_replayed(one.graph))
             torch.cuda.synchronize()
-        for name, pairs in events.items():
-            made[name] = _timing([begin.elapsed_time(end) / 1e3 for begin, end in pairs], graphs[name][1])
+        for name, pairs in times.items():
+            seconds = [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+            made[name] = _timing(seconds, each[name].calls, each[name].note)
         return {name: made[name] for name in sides}
 
-    def _captured(self, runs: Sequence[Run], repeats: bool) -> tuple[Any, int, float]:
-        """A graph, how many calls it has, and about how many seconds it takes."""
+    def _round(self, runs: Sequence[Run], repeats: bool) -> _Round:
         for run in (*runs[:2], runs[0]):  # what is compiled or chosen at first is not the question
             run()
-        graph, calls = self._graph(runs, len(runs))
-        seconds = self._seconds(graph)
-        if repeats and seconds < self.shortest and calls < self.most_calls:
-            times = min(-(-self.most_calls // calls), -(-int(self.shortest * 1e9) // max(int(seconds * 1e9), 1)))
-            graph, calls = self._graph(runs, times * calls)
-            seconds = self._seconds(graph)
-        return graph, calls, seconds
+        torch.cuda.synchronize()
+        try:
+            one = self._captured(runs, len(runs))
+        except Exception as error:
+            torch.cuda.synchronize()
+            return _Round(_Plain(runs), len(runs), _seconds(_Plain(runs)), f"without a graph: {_said(error)}")
+        if repeats and one.seconds < self.shortest and one.calls < self.most_calls:
+            times = math.ceil(min(self.most_calls / one.calls, self.shortest / max(one.seconds, 1e-9)))
+            return self._captured(runs, times * one.calls)
+        return one
 
-    def _graph(self, runs: Sequence[Run], calls: int) -> tuple[Any, int]:
+    def _captured(self, runs: Sequence[Run], calls: int) -> _Round:
+        graph = self._graph(runs, calls)
+        return _Round(graph, calls, _seconds(graph))
+
+    def _graph(self, runs: Sequence[Run], calls: int) -> Any:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Not `with torch.cuda.graph`, which collects garbage and empties caches first, hundreds of times here.
@@ -121,18 +144,24 @@ class GraphClock:
                 runs[i % len(runs)]()
         finally:
             graph.capture_end()
-        return graph, calls
+        return graph
 
-    def _seconds(self, graph: Any) -> float:
-        times = []
-        for _ in range(3):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-        return min(times)
+
+def _replayed(graph: Any) -> tuple[Any, Any]:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    graph.replay()
+    end.record()
+    return begin, end
+
+
+def _seconds(graph: Any) -> float:
+    times = []
+    for _ in range(3):
+        begin, end = _replayed(graph)
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return min(times)
 
 
 def _said(error: Exception) -> str:
