@@ -67,7 +67,11 @@ class ReportOptions:
 
     as_json: Annotated[bool, option("--json", help="Print one JSON object in place of the screen.")] = False
     build: Annotated[
-        bool, option("--build", help="First build the native ops, where something changed; needs a C++ compiler.")
+        bool,
+        option(
+            "--build",
+            help="First build the native ops, where something changed; needs a C++ compiler, and for a GPU CUDA's.",
+        ),
     ] = False
     quiet: Annotated[bool, option("--quiet", "-q", help="Print what will not work, and nothing else.")] = False
     debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False

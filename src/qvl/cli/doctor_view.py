@@ -127,6 +127,10 @@ def _ops(report: Report) -> Iterator[Line]:
         yield from _entry("ops", [f"native ones are built{uses}"])
     else:
         yield from _entry("ops", [f"native: no, {ops.reason}"])
+    if report.gpus or report.paddle.cuda:  # elsewhere they are of no interest
+        there = f"native for a GPU: no, {ops.gpu_reason}" if ops.gpu_reason else "native ones for a GPU are built"
+        steps = f"decode steps one by one: {ops.graphs}" if ops.graphs else "decode steps in CUDA graphs"
+        yield from _entry("", [there, steps])
     groups: dict[tuple[str, str], list[str]] = {}
     for op in ops.ops:
         reason = "" if op.reason == ops.reason else op.reason

@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "fails where they cannot be had. `qvl doctor` shows what runs.",
     "QVL_CPU_ISA": "The CPU features that the native ops may use, fewer than there are: `portable`, `avx2`, `avxvnni`, "
     "`avx512`, `avx512vnni`, `avx512bf16` or `amx`.",
+    "QVL_CUDA_GRAPH": "0 launches the steps of decoding on a GPU one by one instead of replaying a CUDA graph.",
     "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",
     "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
     "NO_COLOR": "No colours.",

@@ -36,7 +36,7 @@ def parts(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"part": "paddle", **_paddle(question["threads"])}
     placement, error = _placement(question["device"], question["dtype"])
     yield {"part": "placement", **({"error": error} if error else {}), **(placement or {})}
-    yield {"part": "ops", **_ops((placement or {}).get("attention", "composed"))}
+    yield {"part": "ops", **_ops(placement or {"device": "cpu", "dtype": "float32", "attention": "composed"})}
     if placement is not None:
         yield from _fits(question["subjects"], placement)
     if question.get("training") and placement is not None:
@@ -100,14 +100,21 @@ def _placement(device: str, dtype: str) -> tuple[dict[str, Any] | None, str]:
     return None, error
 
 
-def _ops(attention: Any) -> dict[str, Any]:
+def _ops(placement: dict[str, Any]) -> dict[str, Any]:
+    from qvl.model.device import Placement
     from qvl.ops import status
+    from qvl.runtime import graph
 
+    device, attention = placement["device"], placement["attention"]
+    error, asked, graphs = "", None, ""
     try:
+        graphs = graph.why_not(Placement(**placement))
         status.check()
-        return dataclasses.asdict(status.status(attention))
-    except QvlError as error:  # what is asked for cannot be had; this is what there is
-        return {**dataclasses.asdict(status.status(attention, "auto")), "error": str(error)}
+        status.check(device)
+    except QvlError as failure:  # what is asked for cannot be had; this is what there is
+        error, asked = str(failure), "auto"
+    found = status.status(attention, asked, device)  # type: ignore[arg-type]
+    return {**dataclasses.asdict(found), "graphs": graphs, **({"error": error} if error else {})}
 
 
 def _fits(subjects: list[dict[str, Any]], placement: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,10 @@ class Op:
 
 @dataclass(frozen=True)
 class Ops:
-    """Native ops and what runs of them. error: why nothing is known."""
+    """Native ops and what runs of them, on the device that a run gets. error: why nothing is known.
+
+    gpu_reason: why there are none for a GPU. graphs: why decode steps are not captured in CUDA graphs.
+    """
 
     requested: str = ""
     built: bool = False
@@ -68,6 +71,8 @@ class Ops:
     instructions: tuple[str, ...] = ()
     ops: tuple[Op, ...] = ()
     error: str = ""
+    gpu_reason: str = ""
+    graphs: str = ""
 
 
 @dataclass(frozen=True)

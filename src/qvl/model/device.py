@@ -25,7 +25,9 @@ def place(device: str, dtype: str) -> Placement:
     Raises DeviceError, also when native ops are asked for that cannot be had, and UsageError for another `QVL_OPS`.
     """
     status.check()
-    return choose(device, dtype)
+    chosen = choose(device, dtype)
+    status.check(chosen.device)
+    return chosen
 
 
 def choose(device: str, dtype: str) -> Placement:

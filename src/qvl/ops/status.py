@@ -49,13 +49,16 @@ class OpStatus:
 
 @dataclass(frozen=True)
 class OpsStatus:
-    """requested: QVL_OPS. built: whether native ops are there; reason: why not. instructions: those they use."""
+    """requested: QVL_OPS. built: whether native ops are there; reason: why not. instructions: those they use; on a GPU
+    the architectures that they are compiled for. gpu_reason: why there are none for a GPU, whatever a run gets.
+    """
 
     requested: Request
     built: bool
     reason: str
     instructions: tuple[str, ...]
     ops: tuple[OpStatus, ...]
+    gpu_reason: str = ""
 
 
 def find_build() -> Build | str:
@@ -69,6 +72,24 @@ def find_build() -> Build | str:
     return Build(tuple(module.levels()), lacking)
 
 
+# What has no native body on a GPU under its own name.
+_LACKING_ON_GPU = {
+    "apply_rotary": "it is part of what stores keys and values",
+    "varlen_attention": "the native one is for decoding; prompts take FlashAttention on cards that have it",
+    "mlp": "it is linear, the gate and linear there",
+}
+
+
+def find_gpu_build() -> Build | str:
+    """The same of the ops of a GPU."""
+    from qvl.ops import cuda
+
+    opened = cuda.installed()
+    if opened.body is None:
+        return opened.reason
+    return Build(tuple(opened.body.architectures.split()), _LACKING_ON_GPU)
+
+
 def requested() -> Request:
     """What `QVL_OPS` asks for; auto when it is not set. Raises UsageError for another word."""
     text = os.environ.get(VARIABLE) or "auto"
@@ -80,22 +101,34 @@ def requested() -> Request:
     return cast(Request, text)
 
 
-def check() -> None:
-    """Raise DeviceError when native ops are asked for and cannot be had, and UsageError as `requested`."""
-    build = find_build()
+def check(device: str = "cpu") -> None:
+    """Raise DeviceError when native ops are asked for and cannot be had there, and UsageError as `requested`."""
+    build = _build_for(device)
     if requested() == "native" and isinstance(build, str):
         raise DeviceError(f"{VARIABLE}=native: {build}; unset {VARIABLE} to run the composed ones")
 
 
-def status(attention: AttentionImpl = "composed", asked: Request | None = None) -> OpsStatus:
-    """Every op with its body, for a placement whose attention runs `attention`.
+def _build_for(device: str) -> Build | str:
+    return find_gpu_build() if device.startswith("gpu") else find_build()
+
+
+def status(attention: AttentionImpl = "composed", asked: Request | None = None, device: str = "cpu") -> OpsStatus:
+    """Every op with its body, for a placement on that device whose attention runs `attention`.
 
     asked: None: what `requested` says, which may raise UsageError.
     """
-    asked, build = asked or requested(), find_build()
+    asked, build = asked or requested(), _build_for(device)
     missing = build if isinstance(build, str) else ""
     ops = tuple(_op(name, asked, build, attention) for name in NAMES)
-    return OpsStatus(asked, not missing, missing, () if isinstance(build, str) else build.instructions, ops)
+    gpu = find_gpu_build()
+    return OpsStatus(
+        requested=asked,
+        built=not missing,
+        reason=missing,
+        instructions=() if isinstance(build, str) else build.instructions,
+        ops=ops,
+        gpu_reason=gpu if isinstance(gpu, str) else "",
+    )
 
 
 def _op(name: str, asked: Request, build: Build | str, attention: AttentionImpl) -> OpStatus:

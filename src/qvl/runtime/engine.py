@@ -79,6 +79,7 @@ class Engine:
         self.load_seconds = 0.0
         self._body: Body | None = None
         self._graphs: StepGraphs | None = None
+        self._no_graphs = graph.why_not(placement)
 
     @classmethod
     def open(
@@ -151,7 +152,7 @@ class Engine:
             memory.check_weights(self.config, dtype, body.free_memory(), self.adapters, self.quantization, parts)
         body.load(self.folder, self.profile, on_progress)
         self._body = body
-        if isinstance(body, Whole) and not graph.why_not(self.placement):
+        if isinstance(body, Whole) and not self._no_graphs:
             self._graphs = StepGraphs(body.runner)
         self.load_seconds = time.perf_counter() - start
 

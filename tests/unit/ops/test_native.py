@@ -15,7 +15,7 @@ from qvl.ops import native
 from tests.unit.ops.test_packing import needs_native
 
 ROOT = Path(__file__).parents[3]
-LIBRARY = next(iter((ROOT / "src" / "qvl").glob("_native*.so")), None)
+LIBRARY = next(iter((ROOT / "src" / "qvl").glob("_native.*.so")), None)
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
