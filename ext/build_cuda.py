@@ -39,7 +39,7 @@ NAME, EMULATED_NAME = "_native_cuda.so", "libqvl_cuda_emulated.so"
 # No -ffast-math and no contraction: an emulated result should not depend on the compiler.
 EMULATED = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
 EMULATED += ["-ftls-model=local-dynamic", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DQVL_EMULATED"]
-CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+CUDA = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Target:
     architectures: tuple[str, ...] = ARCHITECTURES
     ops: tuple[str, ...] = ()
     sources: tuple[Path, ...] = ()
+    lines: bool = (
+        False  # of the source, in the machine code, for profilers and sanitizers; makes it three times as large
+    )
 
     @property
     def library(self) -> Path:
@@ -96,7 +99,10 @@ def sources_of(target: Target) -> list[Path]:
 
 
 def command_of(target: Target, compiler: str) -> list[str]:
-    how = [*EMULATED, "-x", "c++"] if target.emulated else [*CUDA, *_codes(target.architectures)]
+    if target.emulated:
+        how = [*EMULATED, "-x", "c++"]
+    else:
+        how = [*CUDA, *_codes(target.architectures), *(["-lineinfo"] if target.lines else [])]
     said = target.said_architectures
     return [compiler, *how, f'-DQVL_CUDA_ARCHITECTURES="{said}"', "-I", str(HERE / "include")]
 
@@ -159,7 +165,7 @@ def build(target: Target, *, jobs: int | None = None, force: bool = False, say: 
     target.output.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
         stamp = {"sources": source_hash(*target.sources), "architectures": target.said_architectures}
-        stamp |= {"ops": list(target.ops), "compiler": native._version_of(compiler)}
+        stamp |= {"ops": list(target.ops), "lines": target.lines, "compiler": native._version_of(compiler)}
         if not force and _said(target) == stamp:
             return False
         begun = time.monotonic()
@@ -180,6 +186,12 @@ def _said(target: Target) -> object:
         return None
 
 
+def package_folder() -> Path:
+    """qvl/, of the checkout or as installed."""
+    checkout = HERE.parent / "src" / "qvl"
+    return checkout if checkout.exists() else HERE.parent
+
+
 def build_folder() -> Path:
     """build/ of a checkout, else a temporary folder."""
     root = HERE.parent
@@ -189,9 +201,10 @@ def build_folder() -> Path:
 
 
 def _object_folder(target: Target) -> Path:
+    """One for each kind: who waits for nvcc to end need not wait for g++ to begin."""
     asked = os.environ.get("QVL_BUILD_DIR")
-    kind = ["probe"] if target.sources else target.ops
-    return (Path(asked) if asked else build_folder()) / "-".join(["cuda", *kind])
+    kind = ["cuda", *(["emulated"] if target.emulated else []), *(["probe"] if target.sources else target.ops)]
+    return (Path(asked) if asked else build_folder()) / "-".join(kind)
 
 
 @contextlib.contextmanager
@@ -213,7 +226,7 @@ def main() -> int:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="of: %(default)s and others")
     parser.add_argument("--ops", default="", help="only these files of cuda/, as in: norm,activation")
     options = parser.parse_args()
-    output = options.output or (build_folder() if options.emulated else HERE.parent / "src" / "qvl")
+    output = options.output or (build_folder() if options.emulated else package_folder())
     target = Target(output, options.emulated, _names(options.architectures), _names(options.ops))
     try:
         build(target, jobs=options.jobs, force=options.force)

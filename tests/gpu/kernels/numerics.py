@@ -44,7 +44,8 @@ def unit(array: Floats, dtype: str) -> Floats:
     """The distance of neighbouring numbers of `dtype` at each element."""
     digits, least = _FORMATS[dtype]
     _, exponent = np.frexp(np.abs(array))  # 0.5 <= fraction < 1
-    return np.ldexp(1.0, np.maximum(exponent - 1, least) - (digits - 1))
+    exponent = np.where(array == 0, least, np.maximum(exponent - 1, least))
+    return np.ldexp(1.0, exponent - (digits - 1))
 
 
 def assert_close(actual: Floats, truth: Floats, naive: Floats, dtype: str, *, by_row: bool = True) -> None:
