@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -78,6 +79,12 @@ def find_nvcc() -> str:
     raise CannotBuild(f"NVCC={asked} was not found" if asked else "no CUDA compiler (nvcc) was found")
 
 
+def _version_of(compiler: str) -> str:
+    """nvcc says its name first and its version further down."""
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    return next((line for line in said if ", release " in line), said[0] if said else compiler)
+
+
 def source_hash(*more: Path) -> str:
     """Of everything that decides what the library is."""
     digest = hashlib.sha256()
@@ -119,7 +126,7 @@ def compile_all(target: Target, compiler: str, folder: Path, jobs: int) -> list[
     """Object files; those whose command and sources did not change are kept from last time."""
     command = command_of(target, compiler)
     kind = "emulated" if target.emulated else "-".join(target.architectures)
-    version = native._version_of(compiler)
+    version = _version_of(compiler)
 
     def one(source: Path) -> Path:
         key = hashlib.sha256(repr([command, version]).encode())
@@ -165,7 +172,7 @@ def build(target: Target, *, jobs: int | None = None, force: bool = False, say: 
     target.output.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
         stamp = {"sources": source_hash(*target.sources), "architectures": target.said_architectures}
-        stamp |= {"ops": list(target.ops), "lines": target.lines, "compiler": native._version_of(compiler)}
+        stamp |= {"ops": list(target.ops), "lines": target.lines, "compiler": _version_of(compiler)}
         if not force and _said(target) == stamp:
             return False
         begun = time.monotonic()
