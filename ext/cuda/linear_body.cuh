@@ -12,12 +12,11 @@ using Sums = float[2][K::kTiles][4];  // [product][tile of rows][as multiply_til
 
 // The products of a load, for one tile of rows.
 template <class K>
-__device__ inline void multiply_load(const Weights<K>& weights, const typename Inputs<K>::Bits& x, float (&first)[4],
+__device__ inline void multiply_load(const Weights<K>& weights, const typename Inputs<K>::Run& x, float (&first)[4],
                                      float (&second)[4]) {
 #pragma unroll
   for (int run = 0; run < K::kRuns; ++run) {
-    const uint32_t left = x.at[2 * run], right = x.at[2 * run + 1];
-    const uint32_t b[2] = {low_halves(left, right), high_halves(left, right)};
+    const uint32_t b[2] = {x.at[2 * run], x.at[2 * run + 1]};
     multiply_tiles<typename K::T>(first, weights[run][0], b);
     multiply_tiles<typename K::T>(second, weights[run][1], b);
   }
@@ -31,12 +30,9 @@ __device__ inline void multiply(const Unit<K>& unit, const Inputs<K>& inputs, in
   constexpr int kSteps = kOne ? K::kLoads : K::kSets, kLoads = K::kLoads / kSteps, kProducts = kSteps * K::kTiles;
   // x is read this many products ahead, into 16 registers.
   constexpr int kRoom = (K::kTiles == 8 ? 4 : 8) / (kLoads * K::kRuns), kAhead = kRoom < kProducts ? kRoom : kProducts;
-  typename Inputs<K>::Bits x[kAhead][kLoads];
+  typename Inputs<K>::Run x[kAhead][kLoads];
   const auto read = [&](int product) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      x[product % kAhead][i] = inputs.read(at, product / K::kTiles * kLoads + i, product % K::kTiles);
-    }
+    inputs.read(at, product / K::kTiles * kLoads, product % K::kTiles, x[product % kAhead]);
   };
 #pragma unroll
   for (int product = 0; product < kAhead; ++product) read(product);
@@ -163,7 +159,6 @@ __global__ void __launch_bounds__(K::kWarps * kWarp) linear_kernel(const LinearJ
   multiply_all<K>(Source<K>(job, lane, tile), Inputs<K>(job, lane), begin + warp % job.along, end, job.along, sums);
 #pragma unroll
   for (int first = 0; first < K::kTiles; first += S::kTilesAtOnce) {
-    if (8 * first >= job.rows) break;
     if (first > 0) __syncthreads();
     put<K>(sums, lane, first, shared + warp * S::kOfWarp * S::kRows * S::kPitch);
     __syncthreads();

@@ -7,7 +7,8 @@
 //                The first product takes two of the four outputs, a second one, of the same x, the other two.
 //   one panel    for up to 4 rows: g / 4 is which half of eight runs of inputs. Both halves have to meet their own x in one
 //                product: column 2 r + h of B is half h of row r. What a half makes with the other's x is not used.
-// Within a run of four, inputs 0 and 2, and 1 and 3, are neighbours in a register: that is how bytes come apart quickest.
+// Bytes come apart quickest two apart, the first and the third in one register; so the two in the middle change places
+// before that, and x can stay as it is.
 #pragma once
 
 #include "linear_job.cuh"
@@ -92,9 +93,9 @@ constexpr uint32_t kMinus = 0x80008000u;
 
 // The low or high halves of four bytes, `minus` being what is to be added to the codes: two of -(magic + zero point).
 template <class T>
-__device__ inline void widen4(uint32_t word, int run, uint32_t minus, uint32_t& even, uint32_t& odd) {
-  even = add_two<T>(masked_or(word >> 4 * run, 0x000f000fu, kMagic<T>), minus);
-  odd = add_two<T>(masked_or(word >> (4 * run + 8), 0x000f000fu, kMagic<T>), minus);
+__device__ inline void widen4(uint32_t word, int run, uint32_t minus, uint32_t& first, uint32_t& second) {
+  first = add_two<T>(masked_or(word >> 4 * run, 0x000f000fu, kMagic<T>), minus);
+  second = add_two<T>(masked_or(word >> (4 * run + 8), 0x000f000fu, kMagic<T>), minus);
 }
 
 // A, for the two products of a load: [run][product]. Rows g are outputs 0 and 2 of the lane's four, rows g + 8 are 1 and 3.
@@ -108,17 +109,18 @@ __device__ inline void widen(const Unit<K>& unit, int i, Weights<K>& a) {
   const uint32_t words[4] = {unit.words[i].x, unit.words[i].y, unit.words[i].z, unit.words[i].w};
 #pragma unroll
   for (int o = 0; o < 4; ++o) {
+    const uint32_t word = __byte_perm(words[o], 0, 0x3120);
     if constexpr (K::kInt4) {
       const uint32_t zero = __byte_perm(unit.zeros[i * K::kSets / K::kLoads], 0, 0x4040u | 0x0101u * o);
 #pragma unroll
       for (int run = 0; run < K::kRuns; ++run) {
         auto& to = a[run][o / 2];
-        widen4<T>(words[o], run, zero | kMagic<T> | kMinus, to[o % 2], to[2 + o % 2]);
+        widen4<T>(word, run, zero | kMagic<T> | kMinus, to[o % 2], to[2 + o % 2]);
       }
     } else {
       auto& to = a[0][o / 2];
-      to[o % 2] = widened_codes<T>(words[o]);
-      to[2 + o % 2] = widened_codes<T>(words[o] >> 8);
+      to[o % 2] = widened_codes<T>(word);
+      to[2 + o % 2] = widened_codes<T>(word >> 8);
     }
   }
 }
@@ -135,7 +137,7 @@ __device__ inline void widen_scales(const Unit<K>& unit, int set, float (&to)[4]
 template <class K>
 struct Inputs {
   using T = typename K::T;
-  using Bits = Pack<uint32_t, 2 * K::kRuns>;  // as they lie, in neighbours
+  using Run = Pack<uint32_t, 2 * K::kRuns>;  // what a lane has of a load's inputs
   const T* from;
   int row, last, stride;  // the launch sees to it that all of x is within the reach of an int
 
@@ -146,9 +148,15 @@ struct Inputs {
     stride = static_cast<int>(job.x_stride);
   }
 
-  __device__ Bits read(int unit, int i, int tile) const {
-    const int at = (row + 8 * tile < last ? row + 8 * tile : last) * stride + unit * kUnit + i * K::kInputs;
-    return load<uint32_t, 2 * K::kRuns>(reinterpret_cast<const uint32_t*>(from + at));
+  // For `count` loads of a unit, from `first` on.
+  template <int count>
+  __device__ void read(int unit, int first, int tile, Run (&to)[count]) const {
+    const int at = row + 8 * tile < last ? row + 8 * tile : last;
+    const T* x = from + (at * stride + unit * kUnit);
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      to[i] = load<uint32_t, 2 * K::kRuns>(reinterpret_cast<const uint32_t*>(x + (first + i) * K::kInputs));
+    }
   }
 };
 

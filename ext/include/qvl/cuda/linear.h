@@ -34,6 +34,8 @@ struct UnpackParams {
 
 // For decoding and small batches, rows up to kMostLinearRows. Weights are widened to dtype on the way; sums are float32, with
 // the scale of a group applied to its sum.
+// `unsupported`: more than 8 weights, zero points of int8, weights that do not begin at multiples of 16 bytes, and an x that
+// does not while its rows could be read where they lie (k a multiple of 64, rows of whole 16 bytes). Zero points are below 128.
 QVL_CUDA_API qvl::Status qvl_cuda_linear(const qvl::cuda::LinearParams* params, void* stream);
 QVL_CUDA_API int64_t qvl_cuda_linear_workspace(const qvl::cuda::LinearParams* params);
 QVL_CUDA_API qvl::Status qvl_cuda_unpack(const qvl::cuda::UnpackParams* params, void* stream);
