@@ -67,6 +67,7 @@ constexpr Powers powers() {
 __device__ constexpr Powers kFixedPowers = powers();
 
 // Their copy in shared memory, since every lane reads another one. By all threads; a barrier has to follow.
+static_assert(kPowers == kThreads);
 __device__ inline void copy_powers(Mass* to) { to[threadIdx.x] = kFixedPowers.at[threadIdx.x]; }
 
 // 2**44 exp(score - top), rounded.

@@ -96,6 +96,7 @@ __device__ void each_listed(const Notes& notes, int64_t parts, const F& f) {
 template <bool by_weight>
 __device__ Mass lowest_that_stays(const Notes& notes, int64_t parts, Mass target, float top, const Mass* powers) {
   constexpr int kDigits = 256;
+  static_assert(kDigits == kThreads);
   __shared__ Mass sums[kDigits];
   __shared__ uint32_t counts[kDigits];
   Mass known = 0;

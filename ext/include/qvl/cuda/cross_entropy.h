@@ -9,7 +9,8 @@ namespace qvl::cuda {
 struct CrossEntropyParams {
   DType dtype;             // bfloat16, float16 or float32: of the logits
   void* logits;            // [rows, vocab], stride from row to row; with `gradient` overwritten
-  const int64_t* targets;  // [rows]; a negative one is passed over: its loss and gradient are 0
+  const int64_t* targets;  // [rows]; a negative one is passed over: its loss and gradient are 0; of one that no logit
+                           // is for they are not numbers
   const float* weights;    // null, or [rows]: how much each row counts
   float* losses;           // [rows]: weight * -log softmax(logits)[target]
   int64_t rows;

@@ -33,5 +33,8 @@ struct SamplingParams {
 
 }  // namespace qvl::cuda
 
+// For at most 2**19 words and 65535 rows, else unsupported. Probabilities are added up as whole numbers, so a draw is the
+// same on every device and whatever the other rows are. It is also the CPU's, unless it (or top_p) lies within 2**-45 of
+// the largest probability for each word (5e-9 for 152064 words) of where one word ends and the next begins.
 QVL_CUDA_API qvl::Status qvl_cuda_sample(const qvl::cuda::SamplingParams* params, void* stream);
 QVL_CUDA_API int64_t qvl_cuda_sample_workspace(const qvl::cuda::SamplingParams* params);
