@@ -8,7 +8,7 @@ reads it anew at every replay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from qvl.ops.rotary import apply_rotary, spread
 
 # What int8 holds to each side of 0.
 _MOST = 127.0
+# Pieces of new tokens that decoding's attention on a GPU takes for a sequence, each of which reads the whole cache: the
+# longest draft with its token are two, a short question in a conversation a few more.
+_MOST_PIECES = 4
 Biases = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 
 
@@ -74,10 +77,8 @@ def cached_attention(
     if module is not None:
         return module.cached_attention(*_native(x, caches, lengths), impl == "rounded")
     gpu = _gpu_for(x, caches)
-    if gpu is not None and max(lengths) <= gpu.most_queries:
-        rows, starts = _rows(caches, lengths), _starts(x, caches)
-        q = _stored(gpu, x, rows, starts)
-        return gpu.attention(q, rows, starts, max(cache.start + n for cache, n in zip(caches, lengths, strict=True)))
+    if gpu is not None and max(lengths) <= _MOST_PIECES * gpu.most_queries:
+        return _decoded(gpu, x, caches, lengths)
     q = rotary_store(x, caches, lengths)
     outputs = []
     start = 0
@@ -151,6 +152,27 @@ def _gpu_for(x: Projected, caches: Sequence[CacheRows]) -> Body | None:
 
 def _stored(gpu: Body, x: Projected, rows: list[tuple[Any, ...]], starts: paddle.Tensor) -> paddle.Tensor:
     return gpu.rotary_store(x.q, x.k, x.v, x.biases or (None, None, None), x.cos, x.sin, _heads(x, rows), rows, starts)
+
+
+def _decoded(gpu: Body, x: Projected, caches: Sequence[CacheRows], lengths: Sequence[int]) -> paddle.Tensor:
+    """`cached_attention` for few new tokens a sequence, by the body of a GPU."""
+    starts = _starts(x, caches)
+    q = _stored(gpu, x, _rows(caches, lengths), starts)
+    keys = max(cache.start + n for cache, n in zip(caches, lengths, strict=True))
+    if max(lengths) > gpu.most_queries:
+        # Keys are stored, so a piece of a sequence is one that holds what comes before it.
+        caches, lengths = _in_pieces(caches, lengths, gpu.most_queries)
+        starts = starts_of([cache.start for cache in caches])
+    return gpu.attention(q, _rows(caches, lengths), starts, keys)
+
+
+def _in_pieces(caches: Sequence[CacheRows], lengths: Sequence[int], most: int) -> tuple[list[CacheRows], list[int]]:
+    pieces = [
+        (replace(cache, start=cache.start + first), min(most, n - first))
+        for cache, n in zip(caches, lengths, strict=True)
+        for first in range(0, n, most)
+    ]
+    return [cache for cache, _ in pieces], [n for _, n in pieces]
 
 
 def _starts(x: Projected, caches: Sequence[CacheRows]) -> paddle.Tensor:

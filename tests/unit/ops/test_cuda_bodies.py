@@ -87,7 +87,8 @@ def test_gradients_that_nobody_asked_for_are_not_made() -> None:
     assert to_x is None and to_weight is not None
 
 
-CACHES = [((5, 0, 300), (1, 1, 1)), ((3, 0), (2, 5)), ((4,), (20,)), ((0, 7), (18, 2))]
+# Up to 16 new tokens, up to 64 in pieces, and more by another body.
+CACHES = [((5, 0, 300), (1, 1, 1)), ((3, 0), (2, 5)), ((4,), (17,)), ((0, 7), (34, 2)), ((3, 9), (65, 1))]
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
