@@ -125,7 +125,7 @@ def _shown(rng: np.random.Generator, options: tuple[ImageOptions, VideoOptions])
     of_pictures, of_clips = options
     manner = rng.random()
     if manner < 0.5:
-        text = text_picture(rng)
+        text = text_picture(rng, taught=True)
         pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
         return image_vision(Image(text.image), of_pictures), pieces
     if manner < 0.63:

@@ -12,8 +12,9 @@ from qvl.ops.activation import quick_gelu, swiglu  # noqa: E402
 from qvl.ops.attention import AttentionImpl, rotary_attention, varlen_attention, vision_attention  # noqa: E402
 from qvl.ops.bodies import runs_natively, works_natively  # noqa: E402
 from qvl.ops.cached import CacheRows, Projected, cached_attention, load_rows, rotary_store, store_rows  # noqa: E402
-from qvl.ops.linear import biased_linear  # noqa: E402
+from qvl.ops.linear import learning_linear  # noqa: E402
 from qvl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm  # noqa: E402
+from qvl.ops.products import can_round, rounding  # noqa: E402
 from qvl.ops.rotary import (  # noqa: E402
     apply_rotary,
     half_tables,
@@ -31,16 +32,18 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_rotary",
-    "biased_linear",
     "cached_attention",
+    "can_round",
     "half_tables",
     "layer_norm",
+    "learning_linear",
     "load_rows",
     "mrope_angles",
     "quick_gelu",
     "rms_norm",
     "rotary_attention",
     "rotary_store",
+    "rounding",
     "rotary_tables",
     "runs_natively",
     "sample",

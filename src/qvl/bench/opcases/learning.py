@@ -46,7 +46,7 @@ def column_sums(sizes: Sizes) -> Iterator[OpCase]:
     """The gradient of a bias. One input, so that the product beside it takes no time."""
     width, rows = sizes.config.hidden_size, sizes.tokens
     x, weight = normal(rows, 1), normal(1, width, seed=1)
-    call = _both(partial(ops.biased_linear, x, weight), (normal(width, seed=2),))
+    call = _both(partial(ops.learning_linear, x, weight), (normal(width, seed=2),))
     yield OpCase("column_sums", "bias of one input", rows, f"{width}", [call], 4 * width * (2 * rows + 2))
 
 
