@@ -1,4 +1,4 @@
-"""Products of training that are rounded to bfloat16: what they round, what learns from them, and where they are done."""
+"""Products of training in bfloat16: what is rounded, what learns from them, and where they are done."""
 
 from __future__ import annotations
 
