@@ -10,6 +10,7 @@
 // or activations that push the weights out, cost a fifth to a quarter of it.
 #include "lanes.h"
 #include "linear_amx_weights.h"
+#include "tiles_amx.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -20,18 +21,6 @@ constexpr int64_t kStep = 512;
 constexpr int64_t kMostTiles = 32, kMostPanels = 24;
 // Results beyond this would push everything else out of the second-level cache on their way to memory.
 constexpr int64_t kLargeResult = 4 << 20;
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-  TileConfig() {
-    for (int i = 0; i < 8; ++i) {
-      bytes[i] = 64;
-      rows[i] = 16;
-    }
-  }
-};
 
 // Sums of tiles x panels tiles, 16 x 16 each in the order of `sums`, over `chunks` times 32 inputs.
 template <int tiles, int panels>

@@ -7,7 +7,8 @@
 #define QVL_ABI 1
 
 #define QVL_OPS_BOUND(X) \
-  X(activation) X(attention) X(attention_grad) X(cuda_library) X(linear) X(mlp) X(norm) X(sampling) X(threads_probe)
+  X(activation) X(attention) X(attention_grad) X(cuda_library) X(linear) X(mlp) X(norm) X(product) X(sampling) \
+  X(threads_probe)
 
 namespace qvl {
 #define QVL_DECLARE(name) void bind_##name(py::module_& m);

@@ -43,6 +43,8 @@ class TrainingOptions:
     sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each; "stage2" the
     gradients of the language model's matrices as well; "stage3" also these matrices, learning or not.
     loss_chunk: supervised tokens whose logits are held at a time.
+    products: of linear layers, on a CPU; "bfloat16" rounds what they multiply, for which it needs a tile unit, "auto"
+    where there is one.
     """
 
     method: Literal["full", "lora"] = "lora"
@@ -69,6 +71,7 @@ class TrainingOptions:
     recompute: bool = False
     sharding: Literal["none", "stage1", "stage2", "stage3"] = "stage1"
     loss_chunk: _Count = 256
+    products: Literal["float32", "bfloat16", "auto"] = "float32"
     save_steps: _Count = 100
     save_total_limit: _Count = 2
     eval_split: Annotated[float, Range(at_least=0, at_most=0.9)] = 0.0

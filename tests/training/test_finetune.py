@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvl import ops
 from qvl.cli import main
 from qvl.training.checkpoints import last_checkpoint, list_checkpoints
 from tests.training.runs import ANSWERS, FULL, LORA, command, finetune, losses, noise, wait_for_steps
@@ -49,6 +50,20 @@ def test_a_model_trained_whole_answers_word_for_word(
     drawn = [point.value for point in LogReader(file_path=str(log)).get_data("scalar", "train/loss")]
     np.testing.assert_allclose(drawn, [loss for _, loss in losses(tmp_path / "out")], rtol=1e-6)
     assert described["data_report"] and len(described["data_fingerprint"]) == 64
+
+
+@pytest.mark.skipif(not ops.can_round(), reason="this CPU has no tile unit, or there are no native ops")
+def test_rounded_products_learn_almost_the_same(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    found = {}
+    for products in ("float32", "bfloat16"):
+        out = tmp_path / products
+        settings = [*FULL, "--max-steps", "12", "--set", f"training.products={products}"]
+        run = finetune(data, out, tiny_checkpoint, *settings)
+        assert run.returncode == 0, run.stderr
+        found[products] = [loss for _, loss in losses(out)]
+    assert found["float32"] != found["bfloat16"]
+    assert found["float32"][-1] < 0.9 * found["float32"][0]
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.02)  # bfloat16 has 8 bits
 
 
 @pytest.mark.slow

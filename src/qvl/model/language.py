@@ -11,7 +11,7 @@ from paddle.distributed.fleet.utils import recompute
 
 from qvl import ops
 from qvl.model.config import ModelConfig
-from qvl.model.linear import BiasedLinear, is_bare
+from qvl.model.linear import BiasedLinear, PlainLinear, is_bare
 from qvl.model.packed import Projection, gated_mlp
 from qvl.model.part import Part, PartialEmbedding
 from qvl.ops.rotary import inverse_frequencies, mrope_axes
@@ -55,7 +55,7 @@ class Attention(nn.Layer):
         self.q_proj = BiasedLinear(config.hidden_size, width)
         self.k_proj = BiasedLinear(config.hidden_size, kv_width)
         self.v_proj = BiasedLinear(config.hidden_size, kv_width)
-        self.o_proj: nn.Layer = nn.Linear(width, config.hidden_size, bias_attr=False)
+        self.o_proj: nn.Layer = PlainLinear(width, config.hidden_size)
         # In a quantised model this stands for the first three, and what takes a residual adds it.
         self.qkv_proj: Projection | None = None
 
@@ -141,9 +141,9 @@ class MLP(nn.Layer):
         super().__init__()
         self.part = part
         width = len(part.columns(config))
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias_attr=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias_attr=False)
-        self.down_proj: nn.Layer = nn.Linear(width, config.hidden_size, bias_attr=False)
+        self.gate_proj = PlainLinear(config.hidden_size, width)
+        self.up_proj = PlainLinear(config.hidden_size, width)
+        self.down_proj: nn.Layer = PlainLinear(width, config.hidden_size)
         self.gate_up_proj: Projection | None = None  # as `Attention.qkv_proj`
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None) -> paddle.Tensor:

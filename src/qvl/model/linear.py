@@ -1,4 +1,4 @@
-"""The linear layer with a bias, which on a CPU has a quicker gradient for it."""
+"""The linear layers of the model, which have products and gradients of their own on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ class BiasedLinear(nn.Linear):
     """An nn.Linear, so that LoRA and the checkpoint take it for one."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return ops.biased_linear(x, self.weight, self.bias)
+        return ops.learning_linear(x, self.weight, self.bias)
+
+
+class PlainLinear(nn.Linear):
+    """The same without a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias_attr=False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return ops.learning_linear(x, self.weight)
 
 
 def is_bare(layer: nn.Layer) -> bool:

@@ -7,7 +7,7 @@ from paddle import nn
 
 from qvl import ops
 from qvl.model.config import VisionConfig
-from qvl.model.linear import BiasedLinear
+from qvl.model.linear import BiasedLinear, PlainLinear
 from qvl.model.packed import gated_mlp, takes_residual
 
 LAYER_NORM_EPS = 1e-6
@@ -22,7 +22,7 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(config.patch_dim, config.embed_dim, bias_attr=False)
+        self.proj = PlainLinear(config.patch_dim, config.embed_dim)
 
     def forward(self, patches: paddle.Tensor) -> paddle.Tensor:
         return self.proj(patches)

@@ -20,8 +20,9 @@ from qvl.ops.cached import (  # noqa: E402
     starts_of,
     store_rows,
 )
-from qvl.ops.linear import biased_linear  # noqa: E402
+from qvl.ops.linear import learning_linear  # noqa: E402
 from qvl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm  # noqa: E402
+from qvl.ops.products import can_round, rounding  # noqa: E402
 from qvl.ops.rotary import (  # noqa: E402
     apply_rotary,
     half_tables,
@@ -40,11 +41,12 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_rotary",
-    "biased_linear",
     "cached_attention",
+    "can_round",
     "gpu_for",
     "half_tables",
     "layer_norm",
+    "learning_linear",
     "load_rows",
     "mrope_angles",
     "quick_gelu",
@@ -52,6 +54,7 @@ __all__ = [
     "rotary_attention",
     "rotary_store",
     "rotary_tables",
+    "rounding",
     "runs_natively",
     "sample",
     "sample_rows",

@@ -191,6 +191,29 @@ class BiasedLinear(PyLayer):
         )
 
 
+class RoundedLinear(PyLayer):
+    """x W + bias for x [N, k], W [k, n] and a bias or None, all products of operands rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+        ctx.module = native.library()
+        ctx.wanted = wanted(x, weight) if bias is None else wanted(x, weight, bias)
+        x, weight = dense(x), dense(weight)
+        ctx.save_for_backward(x, weight)
+        return ctx.module.product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        grad = dense(grad)
+        to_x, to_weight, *to_bias = ctx.wanted
+        made = (
+            ctx.module.product(grad, weight, b_turned=True) if to_x else None,
+            ctx.module.product(x, grad, a_turned=True) if to_weight else None,
+        )
+        return (*made, ctx.module.column_sums(grad) if to_bias[0] else None) if to_bias else made
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
     """What attention is told beside tensors. spans: (queries, keys) of each sequence."""

@@ -15,10 +15,11 @@ import paddle
 import paddle.nn.functional as F
 
 from qvl.ops import gradients, native, packing
-from qvl.ops.bodies import learns_natively
+from qvl.ops.bodies import dense, learns_natively
 from qvl.ops.cuda_body import Body
 from qvl.ops.cuda_linear import MovedWeight, moved_embedding, moved_linear
 from qvl.ops.packing import Floats, PackedMatrix, Packing
+from qvl.ops.products import module_for_product
 
 # Outputs that the composed body widens at a time.
 _BLOCK = 2048
@@ -144,9 +145,18 @@ def linear_dense(
     return out if residual is None else out + residual
 
 
-def biased_linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
-    """x W + bias for x [N, k], W [k, n], bias [n]. Where a bias learns on a CPU its gradient is native."""
-    if x.ndim == 2 and not bias.stop_gradient and learns_natively(x, weight, bias):
+def learning_linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """x W + bias for x [N, k], W [k, n], bias [n]. Where a bias learns on a CPU its gradient is native.
+
+    Within `rounding` the products are of bfloat16, where there is a body for them.
+    """
+    module = module_for_product(x, weight)
+    if module is not None:
+        given = (x, weight) if bias is None else (x, weight, bias)
+        if paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in given):
+            return gradients.RoundedLinear.apply(x, weight, bias)
+        return module.product(dense(x), dense(weight), bias)
+    if bias is not None and x.ndim == 2 and not bias.stop_gradient and learns_natively(x, weight, bias):
         return gradients.BiasedLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 

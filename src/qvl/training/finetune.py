@@ -22,6 +22,7 @@ from qvl.errors import CheckpointError, UsageError  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import empty_model, fill_model  # noqa: E402
+from qvl.training.arithmetic import products  # noqa: E402
 from qvl.training.checkpoints import check_writable, clear_partials, last_checkpoint, write_result  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.holders import Holders  # noqa: E402
@@ -46,7 +47,6 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     """Train, and return the folder of the result: OUTPUT/adapter or OUTPUT/model.
 
     answer: what gives the answers that `eval_answers` asks for.
-
     Stops after the update under way, with a checkpoint, on SIGINT and SIGTERM: then StoppedError is raised.
     """
     output, options = run.request.output, run.options
@@ -78,7 +78,7 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     # Importing PaddleNLP puts handlers of signals back to the system's, so it comes before ours are set.
     import qvl.training.trainer  # noqa: F401
 
-    with signals() as asked, _room_on_disk(output):
+    with products(options, run.placement), signals() as asked, _room_on_disk(output):
         recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
         trainer = _trainer(run, arguments, model, loader, weights, recorder, sharding)
         trainer.best_step = reporter.best_step

@@ -44,7 +44,7 @@ def test_every_native_op_is_timed() -> None:
 @needs_native
 def test_the_library_has_no_other_ops() -> None:
     module, _ = native.installed()
-    settings = {"level", "levels", "set_level", "threads", "set_threads", "visits"}
+    settings = {"level", "levels", "set_level", "threads", "set_threads", "visits", "has_product"}
     functions = {name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")}
     assert {name for name in functions if name.islower()} - settings == set(CASES)
 

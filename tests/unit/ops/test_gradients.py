@@ -36,7 +36,7 @@ def test_norms(level: str, size: tuple[int, int]) -> None:
 def test_linear_with_a_bias(level: str, size: tuple[int, int, int]) -> None:
     rows, k, n = size
     inputs = learning(normal(rows, k), normal(k, n, seed=1), normal(n, seed=2))
-    assert_slopes(level, ops.biased_linear, inputs)
+    assert_slopes(level, ops.learning_linear, inputs)
 
 
 @each_level
@@ -97,7 +97,7 @@ def cases() -> dict[str, tuple[Op, list[paddle.Tensor]]]:
         "add_rms_norm": (lambda x, d, w: ops.add_rms_norm(x, d, w, 1e-6), [x, delta, weight]),
         "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b, 1e-6), [x, weight, bias]),
         "add_layer_norm": (lambda x, d, w, b: ops.add_layer_norm(x, d, w, b, 1e-6), [x, delta, weight, bias]),
-        "biased_linear": (ops.biased_linear, [delta, *learning(normal(515, 33, seed=4), normal(33, seed=5))]),
+        "learning_linear": (ops.learning_linear, [delta, *learning(normal(515, 33, seed=4), normal(33, seed=5))]),
         "swiglu": (ops.swiglu, [x, delta]),
         "quick_gelu": (ops.quick_gelu, [x]),
     }

@@ -33,6 +33,7 @@ CASES: Mapping[str, Build] = {
     "swiglu_grad": learning.swiglu_grad,
     "quick_gelu_grad": learning.quick_gelu_grad,
     "column_sums": learning.column_sums,
+    "product": learning.product,
     "attention_learning": learning.attention_learning,
     "attention_grad": learning.attention_grad,
 }

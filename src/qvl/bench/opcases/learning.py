@@ -46,8 +46,26 @@ def column_sums(sizes: Sizes) -> Iterator[OpCase]:
     """The gradient of a bias. One input, so that the product beside it takes no time."""
     width, rows = sizes.config.hidden_size, sizes.tokens
     x, weight = normal(rows, 1), normal(1, width, seed=1)
-    call = _both(partial(ops.biased_linear, x, weight), (normal(width, seed=2),))
+    call = _both(partial(ops.learning_linear, x, weight), (normal(width, seed=2),))
     yield OpCase("column_sums", "bias of one input", rows, f"{width}", [call], 4 * width * (2 * rows + 2))
+
+
+def product(sizes: Sizes) -> Iterator[OpCase]:
+    """A linear layer that learns, rounded; the composed body's products are of float32."""
+    width, inner, rows = sizes.config.hidden_size, sizes.config.intermediate_size, sizes.tokens
+    work = 6 * rows * width * inner
+    moved = 4 * (3 * rows * (width + inner) + 3 * width * inner)
+    inputs = (normal(rows, width), normal(width, inner, seed=1))
+    call = _rounding(_both(ops.learning_linear, inputs))
+    yield OpCase("product", _BOTH, rows, f"{width}x{inner}", [call], moved, work, "bfloat16")
+
+
+def _rounding(call: Callable[[], object]) -> Callable[[], object]:
+    def rounded() -> object:
+        with ops.rounding():
+            return call()
+
+    return rounded
 
 
 def attention_learning(sizes: Sizes) -> Iterator[OpCase]:

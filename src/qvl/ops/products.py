@@ -1,0 +1,44 @@
+"""Products of linear layers in training, with operands rounded to bfloat16 and sums in float32.
+
+A CPU with a tile unit (AMX) does them several times as fast as those of float32. They are for training alone, within
+`rounding`: answers do not depend on what a CPU has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import paddle
+
+from qvl.ops import native
+
+_rounds = False
+
+
+def can_round() -> bool:
+    """Whether this CPU, with the native ops, has a unit for such products."""
+    module = native.library()
+    return module is not None and bool(module.has_product())
+
+
+@contextlib.contextmanager
+def rounding(wanted: bool = True) -> Iterator[None]:
+    """Within the block linear layers of float32 on the CPU round what they multiply, where `can_round`."""
+    global _rounds
+    before, _rounds = _rounds, wanted and can_round()
+    try:
+        yield
+    finally:
+        _rounds = before
+
+
+def module_for_product(x: paddle.Tensor, weight: paddle.Tensor) -> Any:
+    """The library where x [N, k] and a weight [k, n] are to be multiplied by it, else None."""
+    if not _rounds or x.ndim != 2 or not paddle.in_dynamic_mode():
+        return None
+    for tensor in (x, weight):
+        if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
+            return None
+    return native.library()
