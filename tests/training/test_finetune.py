@@ -57,13 +57,14 @@ def test_rounded_products_learn_almost_the_same(data: Path, tiny_checkpoint: Pat
     found = {}
     for products in ("float32", "bfloat16"):
         out = tmp_path / products
-        settings = [*FULL, "--max-steps", "12", "--set", f"training.products={products}"]
+        settings = [*FULL, "--max-steps", "8", "--set", f"training.products={products}"]
+        settings += ["--set", "training.learning_rate=3e-4"]
         run = finetune(data, out, tiny_checkpoint, *settings)
         assert run.returncode == 0, run.stderr
         found[products] = [loss for _, loss in losses(out)]
     assert found["float32"] != found["bfloat16"]
-    assert found["float32"][-1] < 0.9 * found["float32"][0]
-    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.02)  # bfloat16 has 8 bits
+    assert found["float32"][-1] < found["float32"][0]
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.01)  # bfloat16 has 8 bits
 
 
 @pytest.mark.slow
