@@ -39,16 +39,13 @@ demo: $(VENV)/.run native ## install, then let the demo model answer about pictu
 # Each step goes on from the one before; interrupted, a run goes on where it was.
 MADE  := $(BUILD)/demo
 TEACH := $(BIN)/qvl finetune --profile demo-train --resume
-# Frames are made small by products of small matrices, whose threads would only be in the way of those that train.
-demo-model: export OPENBLAS_NUM_THREADS := 1
 demo-model: $(VENV)/.dev native ## make the demo model's data and train it from nothing, about an hour and a half on two cores
 	test -f $(MADE)/start/tokenizer.json || $(BIN)/python -m examples.generator.start $(MADE)/start
 	test -d $(MADE)/tower || $(BIN)/python -m examples.generator.tower $(MADE)/start $(MADE)/tower
-	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 20000
+	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
 	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few \
-		--set training.train='[language]' --set training.learning_rate=3e-4 --set training.schedule=constant \
-		--set training.epochs=1
-	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 76000
+		--set training.train='[language]' --set training.schedule=constant --set training.epochs=1
+	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 72000
 	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all
 	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all
 	rm -rf $(MADE)/model

@@ -30,18 +30,15 @@ class Clip:
         return tuple(scene.draw() for scene in self.scenes)
 
 
-def clip(rng: np.random.Generator, taught: bool = False) -> Clip:
-    """Two to three seconds of 16 to 24 frames.
-
-    taught: to learn from, with more changes of colour, more shapes that are alike, and questions about each.
-    """
+def clip(rng: np.random.Generator) -> Clip:
+    """Two to three seconds of 16 to 24 frames."""
     width, height = (2 * int(rng.integers(56, 100)) for _ in range(2))
     short = min(width, height)
     count = int(rng.integers(16, 25))
-    hero, way, path = _hero(rng, width, height, taught)
+    hero, way, path = _hero(rng, width, height)
     others: list[Thing] = []
     for _ in range(int(rng.integers(0, 3))):
-        thing = _thing(rng, short, like=hero if taught and rng.random() < 0.5 else None)
+        thing = _thing(rng, short)
         taken = [*path, *(other.box for other in others)]
         known = [hero, *others]
         begun = [one.box for one in known]
@@ -60,11 +57,7 @@ def clip(rng: np.random.Generator, taught: bool = False) -> Clip:
             shown = _altered(hero, way, share, other_colour)
         things = [*others, *([shown] if shown else [])]
         scenes.append(Scene(width, height, ground, in_order(things)))
-    does = f"turns {other_colour}" if way == "turns" else way if change else f"moves {way}"
-    turns = _turns(rng, hero, does, others)
-    if taught:
-        turns += _asked_of_each(rng, hero, does, others)
-    return Clip(tuple(scenes), tuple(turns))
+    return Clip(tuple(scenes), tuple(_turns(rng, hero, way, other_colour, others)))
 
 
 def write_clip(path: Path, frames: tuple[Image.Image, ...]) -> None:
@@ -84,21 +77,18 @@ def write_clip(path: Path, frames: tuple[Image.Image, ...]) -> None:
             container.mux(packet)
 
 
-def _thing(rng: np.random.Generator, short: float, like: Thing | None = None) -> Thing:
-    """like: something that it has its kind or its colour from."""
+def _thing(rng: np.random.Generator, short: float) -> Thing:
     kind, colour = pick(rng, SHAPES), pick(rng, tuple(COLOURS))
-    if like is not None:
-        kind, colour = (like.kind, colour) if rng.random() < 0.5 else (kind, str(like.colour))
     side = short * rng.uniform(0.3, 0.38)
     return Thing(kind, colour, None, Box(0, 0, side, side), shade(rng, COLOURS[colour]))
 
 
-def _hero(rng: np.random.Generator, width: int, height: int, taught: bool) -> tuple[Thing, str, list[Box]]:
+def _hero(rng: np.random.Generator, width: int, height: int) -> tuple[Thing, str, list[Box]]:
     """What moves or changes, how, and the boxes at the start and the end of its way (and in between)."""
     thing = _thing(rng, min(width, height))
     side = thing.box.width
     manner = rng.random()
-    if manner < (0.5 if taught else 0.6):
+    if manner < 0.6:
         way = pick(rng, tuple(_WAYS))
         dx, dy = _WAYS[way]
         room = (width if dx else height) - side
@@ -109,7 +99,7 @@ def _hero(rng: np.random.Generator, width: int, height: int, taught: bool) -> tu
             begin += travel
         start = thing.box.moved(begin, across) if dx else thing.box.moved(across, begin)
         return replace(thing, box=start), way, [start.moved(dx * travel * n / 4, dy * travel * n / 4) for n in range(5)]
-    way = pick(rng, ("turns", *(("turns",) if taught else ()), "appears", "vanishes", "grows", "shrinks"))
+    way = pick(rng, ("turns", "appears", "vanishes", "grows", "shrinks"))
     full = thing.box.scaled(1.6) if way in ("grows", "shrinks") else thing.box
     x, y = rng.uniform(0, width - full.width), rng.uniform(0, height - full.height)
     full = full.moved(x - full.left, y - full.top)
@@ -129,16 +119,17 @@ def _altered(hero: Thing, way: str, share: float, other_colour: str) -> Thing | 
     return replace(hero, box=hero.box.scaled(size))
 
 
-def _turns(rng: np.random.Generator, hero: Thing, does: str, others: list[Thing]) -> list[Turn]:
+def _turns(rng: np.random.Generator, hero: Thing, way: str, other_colour: str, others: list[Thing]) -> list[Turn]:
     """Asked what happens, all things are named from left to right, and what each does is said behind its name."""
     name = hero.name
+    does = f"turns {other_colour}" if way == "turns" else way if way not in _WAYS else f"moves {way}"
     all_do = [f"{a(one.name)} {does if one is hero else 'stands still'}" for one in in_order([hero, *others])]
     whole = f"{listed(all_do)}."
     whole = whole[0].upper() + whole[1:]
     happens = worded(
         rng, ("What happens in the clip?", "What happens?", "Describe this video.", "What happens in this video?")
     )
-    if not does.startswith("moves"):
+    if way not in _WAYS:
         question = worded(rng, ("What changes?", "What changes in the clip?", "What changes in the video?"))
         return [Turn("clip", question if rng.random() < 0.5 else happens, whole)]
     what = worded(rng, ("What moves?", "What is moving?", "Which shape moves?"))
@@ -147,25 +138,9 @@ def _turns(rng: np.random.Generator, hero: Thing, does: str, others: list[Thing]
         ("Which way does the {name} move?", "Where does the {name} go?", "In which direction does the {name} move?"),
         name=name,
     )
-    turns = [Turn("clip", what, whole), Turn("clip", which, f"The {name} {does}."), Turn("clip", happens, whole)]
+    turns = [Turn("clip", what, whole), Turn("clip", which, f"The {name} moves {way}."), Turn("clip", happens, whole)]
     one = pick(rng, [hero, *others])
     asked = worded(rng, ("Does the {name} move?", "Is the {name} moving?"), name=one.name)
-    answer = f"{does}, so yes" if one is hero else "stands still, so no"
+    answer = f"moves {way}, so yes" if one is hero else "stands still, so no"
     turns.append(Turn("clip", asked, f"The {one.name} {answer}."))
-    return turns
-
-
-def _asked_of_each(rng: np.random.Generator, hero: Thing, does: str, others: list[Thing]) -> list[Turn]:
-    """What one of the things does that are there, and whether one moves; the answer to all else is in these."""
-    turns = []
-    for one in (hero, pick(rng, others) if others else hero):
-        done = does if one is hero else "stands still"
-        question = worded(rng, ("What does the {name} do?", "What happens to the {name}?"), name=one.name)
-        turns.append(Turn("clip", question, f"The {one.name} {done}."))
-    one = pick(rng, others) if others else hero
-    asked = worded(rng, ("Does the {name} move?", "Is the {name} moving?"), name=one.name)
-    moves = one is hero and does.startswith("moves")
-    if moves or one is not hero:
-        answer = f"{does}, so yes" if moves else "stands still, so no"
-        turns.append(Turn("clip", asked, f"The {one.name} {answer}."))
     return turns

@@ -11,15 +11,11 @@ from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground
 from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 
-def pair(rng: np.random.Generator, taught: bool = False) -> tuple[tuple[Scene, Scene], list[Turn]]:
-    """Two scenes and questions about both: half the time two of their own, else one that was changed.
-
-    taught: to learn from, with more changes and more shapes that are alike.
-    """
-    alike = 0.4 if taught else 0.0
+def pair(rng: np.random.Generator) -> tuple[tuple[Scene, Scene], list[Turn]]:
+    """Two scenes and questions about both: half the time two of their own, else one that was changed."""
     size = picture_size(rng) if rng.random() < 0.7 else None
-    first = shapes_scene(rng, size, most=4, alike=alike)
-    if rng.random() < (0.2 if taught else 0.5):
+    first = shapes_scene(rng, size, most=4)
+    if rng.random() < 0.5:
         second = shapes_scene(rng, size, most=4)
         turns = [turn for turn in (_more(rng, first, second), _which(rng, first, second)) if turn]
         return (first, second), turns[:: pick(rng, (1, -1))]

@@ -17,9 +17,6 @@ from examples.generator.turns import Turn
 from examples.generator.words import read, text_colour, text_described, text_picture
 
 FEW, TRAIN = "few", "train"
-# Up to where in [0, 1) a sample is about shapes, a scene outdoors, a text, two pictures, a clip.
-SHARES = (0.42, 0.50, 0.72, 0.85, 0.97)
-TAUGHT_SHARES = (0.35, 0.49, 0.67, 0.82, 0.98)
 TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 
 
@@ -36,8 +33,7 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     """Sample `number` of a split. turns: at most so many questions about one picture.
 
     "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
-    all that is there, and for what takes the longest to learn, than those by which the model is judged, and its things
-    are more alike.
+    all that is there, and for what takes the longest to learn, than those by which the model is judged.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
@@ -47,21 +43,20 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
         if kind < 0.68:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
-    taught = split == TRAIN
-    scenes, outdoors, texts, pairs, clips = TAUGHT_SHARES if taught else SHARES
-    asks = TAUGHT_ASKS if taught else ASKS
+    scenes, outdoors, texts, pairs = (0.41, 0.49, 0.70, 0.84) if split == TRAIN else (0.42, 0.50, 0.72, 0.85)
+    asks = TAUGHT_ASKS if split == TRAIN else ASKS
     if kind < scenes:
-        return _about_scene(rng, shapes_scene(rng, alike=0.35 if taught else 0.0), turns, asks)
+        return _about_scene(rng, shapes_scene(rng), turns, asks)
     if kind < outdoors:
         return _about_scene(rng, outdoor_scene(rng), turns, asks)
     if kind < texts:
-        return _about_text(rng, turns, taught=taught)
+        return _about_text(rng, turns)
     if kind < pairs:
-        (first, second), asked = pair(rng, taught)
+        (first, second), asked = pair(rng)
         return Sample((first.draw(), second.draw()), None, tuple(asked[:turns]))
-    if kind < clips:
-        moving = clip(rng, taught)
-        return Sample((), moving, _some(rng, list(moving.turns), min(3 if taught else 2, turns)))
+    if kind < 0.97:
+        moving = clip(rng)
+        return Sample((), moving, _some(rng, list(moving.turns), min(2, turns)))
     return Sample((), None, (beyond(rng) if rng.random() < 0.6 else greeting(rng),))
 
 
@@ -84,8 +79,8 @@ def _about_scene(
     return Sample((scene.draw(),), None, tuple(asked))
 
 
-def _about_text(rng: np.random.Generator, turns: int, longest: int | None = None, taught: bool = False) -> Sample:
-    made = text_picture(rng, longest, taught)
+def _about_text(rng: np.random.Generator, turns: int, longest: int | None = None) -> Sample:
+    made = text_picture(rng, longest)
     asked = [
         read(rng, made.text),
         text_described(rng, made.text, made.colour),

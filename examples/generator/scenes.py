@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -117,26 +116,16 @@ def plain_ground(rng: np.random.Generator, width: int, height: int) -> Image.Ima
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def shapes_scene(
-    rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 4, alike: float = 0.0
-) -> Scene:
-    """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting.
-
-    alike: the share of pictures, to learn from, all of whose shapes have one of two colours and one of two kinds.
-    """
+def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 4) -> Scene:
+    """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting."""
     width, height = size or picture_size(rng)
     short = min(width, height)
     count = int(rng.choice([1, 2, 3, 4], p=[0.22, 0.3, 0.27, 0.21]))
     count = min(count, most)
-    look = partial(_look, rng)
-    if alike and rng.random() < alike:
-        (first, one), (second, other) = _look(rng), _look(rng)
-        look = partial(_look, rng, (first, second), (one, other))
-        count = min(max(2, count), most)
-    repeated = look() if count >= 2 and rng.random() < 0.45 else None
+    repeated = _look(rng) if count >= 2 and rng.random() < 0.45 else None
     things: list[Thing] = []
     for _ in range(count):
-        kind, colour = repeated if repeated and rng.random() < 0.65 else look()
+        kind, colour = repeated if repeated and rng.random() < 0.65 else _look(rng)
         large = rng.random() < (0.5 if count <= 2 else 0.15)
         low, high = LARGE if large else SMALL
         side = rng.uniform(low, high) * short
@@ -205,10 +194,8 @@ def free_place(
     return None
 
 
-def _look(
-    rng: np.random.Generator, kinds: Sequence[str] = SHAPES, colours: Sequence[str] = tuple(COLOURS)
-) -> tuple[str, str]:
-    return kinds[rng.integers(len(kinds))], colours[rng.integers(len(colours))]
+def _look(rng: np.random.Generator) -> tuple[str, str]:
+    return SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
 
 
 def _pictograph(

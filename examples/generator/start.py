@@ -26,11 +26,11 @@ from qvl.ops.rotary import inverse_frequencies, mrope_axes
 from qvl.processing.tokenizer import Tokenizer
 
 _WORDS = 1010  # bytes and merges; the special tokens come behind and fill a table of 1024 rows
-# 3.9 million parameters, about as many as an hour and a half of training on two cores can make use of.
+# 3.1 million parameters, about as many as an hour and a half of training on two cores can make use of.
 DEMO = replace(
     TINY,
     hidden_size=192,
-    num_hidden_layers=6,
+    num_hidden_layers=4,
     num_attention_heads=6,
     num_key_value_heads=2,
     intermediate_size=512,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from qvl.processing.tokenizer import Tokenizer
 
 BATCH = 16
-STEPS = 6000
+STEPS = 5500
 LEARNING_RATE = 1.5e-3
 _WARMUP = 100
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -125,7 +125,7 @@ def _shown(rng: np.random.Generator, options: tuple[ImageOptions, VideoOptions])
     of_pictures, of_clips = options
     manner = rng.random()
     if manner < 0.5:
-        text = text_picture(rng, taught=True)
+        text = text_picture(rng)
         pieces = [Piece(character, text.colour, box) for character, box in zip(text.text, text.boxes, strict=True)]
         return image_vision(Image(text.image), of_pictures), pieces
     if manner < 0.63:
@@ -227,7 +227,6 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     from paddle import nn
 
     from examples.generator.telling import Telling
-    from qvl import ops
     from qvl.runtime.engine import Engine
 
     engine = Engine.load("demo", model=start)
@@ -248,10 +247,9 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     )
     begun, lately = time.perf_counter(), np.ones(4)
     for step, shown in enumerate(batches((engine.processor.image_options, engine.processor.video_options), steps), 1):
-        with ops.rounding():
-            features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
-            loss, figures = telling(features, shown)
-            loss.backward()
+        features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
+        loss, figures = telling(features, shown)
+        loss.backward()
         adam.step()
         adam.clear_grad()
         rate.step()

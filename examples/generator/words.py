@@ -36,20 +36,20 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
 
 
-def written(rng: np.random.Generator, taught: bool = False) -> str:
+def written(rng: np.random.Generator) -> str:
     """One to four digits, a word of the list, or letters that make no word and have to be read one by one.
 
-    Capitals only: by themselves, "s" and "S" or "o" and "O" are the same. taught: to learn from, with more of the last.
+    Capitals only: by themselves, "s" and "S" or "o" and "O" are the same.
     """
     manner = rng.random()
     if manner < 0.4:
         return "".join(str(digit) for digit in rng.integers(0, 10, int(rng.integers(1, 5))))
-    if manner < (0.5 if taught else 0.7):
+    if manner < 0.7:
         word = WORDS[int(rng.integers(len(WORDS)))]
     else:
         word = "".join(
             "bcdfghjklmnprstvwz"[int(rng.integers(18))] if n % 2 == 0 else "aeiou"[int(rng.integers(5))]
-            for n in range(int(rng.integers(3 if taught else 2, 6)))
+            for n in range(int(rng.integers(2, 6)))
         )
     return word.upper()
 
@@ -64,9 +64,9 @@ class Text:
     boxes: tuple[Box, ...]
 
 
-def text_picture(rng: np.random.Generator, longest: int | None = None, taught: bool = False) -> Text:
-    """One line of text on a quiet ground. longest: cut to so many characters. taught: as `written` has it."""
-    text = written(rng, taught)[:longest]
+def text_picture(rng: np.random.Generator, longest: int | None = None) -> Text:
+    """One line of text on a quiet ground. longest: cut to so many characters."""
+    text = written(rng)[:longest]
     width, height = picture_size(rng, narrowest={4: 1.15, 5: 1.4}.get(len(text), 0.85))
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     image = plain_ground(rng, width, height)

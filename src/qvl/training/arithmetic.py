@@ -22,7 +22,7 @@ def products(options: TrainingOptions, placement: Placement) -> AbstractContextM
     if reason is not None and options.products == "bfloat16":
         raise DeviceError(f"training.products=bfloat16: {reason}")
     if reason is not None:
-        warnings.warn(f"products are done in {placement.dtype}, in about twice the time: {reason}", stacklevel=2)
+        warnings.warn(f"products are done in {placement.dtype}, which takes longer: {reason}", stacklevel=2)
     return ops.rounding(reason is None)
 
 
