@@ -18,14 +18,9 @@ struct Row {
   Pack<T, N> at[kEach];
   int packs;
 
-  // f(j, element of the row) for each pack of this thread.
   template <class F>
   __device__ void each(const F& f) const {
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int pack = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
-      if (pack < packs) f(j, pack * N);
-    }
+    each_pack<N, kEach>(packs, f);
   }
   __device__ void read(const void* from) {
     each([&](int j, int i) { at[j] = load<T, N>(static_cast<const T*>(from) + i); });

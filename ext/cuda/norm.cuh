@@ -23,6 +23,16 @@ __device__ inline void sum_across_block(float (&x)[K], float* shared) {
   for (int k = 0; k < K; ++k) x[k] = across_warp(lane_index() < warps ? shared[k * kWarp + lane_index()] : 0.0f, Sum());
 }
 
+// f(j, element of the row) for each of the packs of N that are this thread's, up to kEach.
+template <int N, int kEach, class F>
+__device__ inline void each_pack(int packs, const F& f) {
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int pack = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
+    if (pack < packs) f(j, pack * N);
+  }
+}
+
 // What a row is moved and multiplied by. `shift` is what the rounding of a large mean left behind.
 struct Moments {
   float mean, shift, scale;

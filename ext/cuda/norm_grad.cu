@@ -72,11 +72,7 @@ struct Columns {
 
   template <class F>
   __device__ void each(const F& f) const {
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int pack = static_cast<int>(threadIdx.x) + j * static_cast<int>(blockDim.x);
-      if (pack < packs) f(j, pack * N);
-    }
+    each_pack<N, kEach>(packs, f);
   }
   __device__ void read(const NormGradParams& p, int64_t row) {
     each([&](int j, int i) {
