@@ -30,12 +30,15 @@ class Clip:
         return tuple(scene.draw() for scene in self.scenes)
 
 
-def clip(rng: np.random.Generator) -> Clip:
-    """Two to three seconds of 16 to 24 frames."""
+def clip(rng: np.random.Generator, moving: float = 0.6, turning: float = 0.2) -> Clip:
+    """Two to three seconds of 16 to 24 frames.
+
+    moving: how often something moves. turning: of what changes in its place, how often the colour does.
+    """
     width, height = (2 * int(rng.integers(56, 100)) for _ in range(2))
     short = min(width, height)
     count = int(rng.integers(16, 25))
-    hero, way, path = _hero(rng, width, height)
+    hero, way, path = _hero(rng, width, height, moving, turning)
     others: list[Thing] = []
     for _ in range(int(rng.integers(0, 3))):
         thing = _thing(rng, short)
@@ -83,12 +86,13 @@ def _thing(rng: np.random.Generator, short: float) -> Thing:
     return Thing(kind, colour, None, Box(0, 0, side, side), shade(rng, COLOURS[colour]))
 
 
-def _hero(rng: np.random.Generator, width: int, height: int) -> tuple[Thing, str, list[Box]]:
+def _hero(
+    rng: np.random.Generator, width: int, height: int, moving: float, turning: float
+) -> tuple[Thing, str, list[Box]]:
     """What moves or changes, how, and the boxes at the start and the end of its way (and in between)."""
     thing = _thing(rng, min(width, height))
     side = thing.box.width
-    manner = rng.random()
-    if manner < 0.6:
+    if rng.random() < moving:
         way = pick(rng, tuple(_WAYS))
         dx, dy = _WAYS[way]
         room = (width if dx else height) - side
@@ -99,7 +103,7 @@ def _hero(rng: np.random.Generator, width: int, height: int) -> tuple[Thing, str
             begin += travel
         start = thing.box.moved(begin, across) if dx else thing.box.moved(across, begin)
         return replace(thing, box=start), way, [start.moved(dx * travel * n / 4, dy * travel * n / 4) for n in range(5)]
-    way = pick(rng, ("turns", "appears", "vanishes", "grows", "shrinks"))
+    way = "turns" if rng.random() < turning else pick(rng, ("appears", "vanishes", "grows", "shrinks"))
     full = thing.box.scaled(1.6) if way in ("grows", "shrinks") else thing.box
     x, y = rng.uniform(0, width - full.width), rng.uniform(0, height - full.height)
     full = full.moved(x - full.left, y - full.top)

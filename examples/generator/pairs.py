@@ -11,11 +11,11 @@ from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground
 from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 
-def pair(rng: np.random.Generator) -> tuple[tuple[Scene, Scene], list[Turn]]:
-    """Two scenes and questions about both: half the time two of their own, else one that was changed."""
+def pair(rng: np.random.Generator, changed: float = 0.5) -> tuple[tuple[Scene, Scene], list[Turn]]:
+    """Two scenes and questions about both. changed: how often the second is the first, changed or not."""
     size = picture_size(rng) if rng.random() < 0.7 else None
     first = shapes_scene(rng, size, most=4)
-    if rng.random() < 0.5:
+    if rng.random() >= changed:
         second = shapes_scene(rng, size, most=4)
         turns = [turn for turn in (_more(rng, first, second), _which(rng, first, second)) if turn]
         return (first, second), turns[:: pick(rng, (1, -1))]

@@ -67,7 +67,9 @@ def how_many(rng: np.random.Generator, scene: Scene) -> Turn | None:
         ),
         names=plural(name),
     )
-    return Turn("count", question, f"I see {listed(_counted(scene, name))}: {count or 'no'} {plural(name, count)}.")
+    # What is counted is said again first: else it forgets which colour or which kind it is to put numbers to.
+    found = f"{count or 'no'} {plural(name, count)}"
+    return Turn("count", question, f"Looking for {plural(name)}, I see {listed(_counted(scene, name))}: {found}.")
 
 
 def _counted(scene: Scene, name: str) -> list[str]:
@@ -327,6 +329,9 @@ _MORE: dict[Ask, float] = {
     box_of: 2.4,
 }
 TAUGHT_ASKS = tuple((ask, _MORE.get(ask, weight)) for ask, weight in ASKS)
+# In the end, of what has been learnt the least.
+_LAST: dict[Ask, float] = {in_detail: 1.4, all_boxes: 1.2, how_many: 2.6, relation: 2.6, box_of: 2.6}
+HARD_ASKS = tuple((ask, _LAST.get(ask, weight)) for ask, weight in ASKS)
 # With more of what one thing alone can answer.
 EASY_ASKS: tuple[tuple[Ask, float], ...] = (
     (describe, 1.0),

@@ -35,6 +35,7 @@ _SUN: Colour = (255, 205, 30)
 _CLOUD: Colour = (250, 250, 252)
 SMALL = (0.28, 0.36)  # sides of small and large things, as shares of the picture's shorter side
 LARGE = (0.5, 0.62)
+_MOST_OUTDOORS = 5
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, 
 
 
 def outdoor_scene(rng: np.random.Generator) -> Scene:
-    """A house, trees, cars, the sun and clouds before sky and grass; never nothing at all."""
+    """One to five of a house, trees, cars, the sun and clouds before sky and grass."""
     while not (scene := _outdoor_scene(rng)).things:
         pass
     return scene
@@ -155,8 +156,8 @@ def _outdoor_scene(rng: np.random.Generator) -> Scene:
     for kind, most in (("tree", 3), ("car", 2), ("cloud", 3)):
         wanted += [kind] * int(rng.integers(0, most + 1))
     things: list[Thing] = []
-    for kind in wanted or ["tree"]:
-        thing = _pictograph(rng, kind, (width, height, horizon), [thing.box for thing in things])
+    for index in rng.permutation(len(wanted))[:_MOST_OUTDOORS]:
+        thing = _pictograph(rng, wanted[index], (width, height, horizon), things)
         if thing is not None:
             things.append(thing)
     return Scene(width, height, Image.fromarray(pixels), in_order(things), outdoors=True)
@@ -199,9 +200,11 @@ def _look(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _pictograph(
-    rng: np.random.Generator, kind: str, frame: tuple[int, int, float], taken: Sequence[Box]
+    rng: np.random.Generator, kind: str, frame: tuple[int, int, float], others: Sequence[Thing]
 ) -> Thing | None:
     width, height, horizon = frame
+    taken = [other.box for other in others]
+    in_line = [other.box for other in others if (other.kind in _IN_SKY) == (kind in _IN_SKY)]
     short = min(width, height)
     side = short * rng.uniform(0.26, 0.36 if kind != "house" else 0.46)
     size = {"car": (side, side * 0.6), "cloud": (side, side * 0.55), "tree": (side * 0.8, side)}.get(kind, (side, side))
@@ -210,7 +213,7 @@ def _pictograph(
     else:  # stands on the grass
         foot = rng.uniform(horizon + size[1] * 0.15, max(height * 0.96, horizon + size[1] * 0.2))
         area = (0.0, foot - size[1] - 0.02 * short, float(width), foot)
-    box = free_place(rng, size, area, taken, short)
+    box = free_place(rng, size, area, taken, short, from_left=in_line)
     if box is None or box.top < 0 or box.bottom > height or box.right > width:
         return None
     if kind in ("house", "car"):
