@@ -142,6 +142,8 @@ def _coerce(hint: Any, value: Any) -> Any:
             raise _MismatchError(note.expected(_NAMES[base]))
         return checked
     if origin is Literal:
+        if isinstance(value, bool):  # what YAML makes of on and off
+            value = "on" if value else "off"
         if value not in get_args(hint):
             raise _MismatchError("one of " + ", ".join(map(str, get_args(hint))))
         return value

@@ -120,6 +120,24 @@ def test_a_shorter_context_is_another_question(
 
 
 @pytest.mark.usefixtures("here")
+def test_a_model_in_parts_is_reckoned_by_what_each_has_to_hold(doctor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 400)
+    asked = [
+        next(fit for fit in as_json(doctor("--json", "--profile", "72b", *flags))[1]["fits"] if fit["asked"])
+        for flags in ((), ("--set", "tensor_parallel=4"))
+    ]
+    assert asked[1]["weights"] == weight_bytes(FULL_72B, "float32", parts=4) < 0.3 * asked[0]["weights"]
+    assert asked[1]["cache"] == asked[0]["cache"] // 4
+    # On a CPU the parts are processes that share its memory.
+    assert asked[1]["free"] == asked[0]["free"] // 4
+    whole, parted = (
+        as_json(doctor("--json", "--profile", "72b-lora", "--set", f"tensor_parallel={parts}"))[1]["training"]
+        for parts in (1, 8)
+    )
+    assert parted["weights"] < 0.2 * whole["weights"] and parted["free"] == whole["free"] // 8
+
+
+@pytest.mark.usefixtures("here")
 def test_a_training_profile_is_measured_by_its_own_parts(
     doctor: Run, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:

@@ -114,6 +114,8 @@ class FakeGpu:
             (paddle.device.cuda, "get_device_properties", lambda _index: properties),
             (paddle.device.cuda, "get_device_capability", lambda _index: (9, 0)),
             (paddle.device.cuda, "memory_allocated", lambda _index: 0),
+            (paddle.device.cuda, "memory_reserved", lambda _index: 0),
+            (paddle.cuda, "mem_get_info", lambda _index: (80 * 2**30, 80 * 2**30)),
         ):
             monkeypatch.setattr(module, name, value)
 

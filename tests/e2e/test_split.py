@@ -149,6 +149,10 @@ def test_caches_that_nobody_needs_are_forgotten(engines: tuple[Engine, Engine]) 
     before = len(held._dropped)
     split.next_logits(talk(1))
     assert len(held._dropped) < before
+    split.generate(talk(1), SHORT)
+    assert held._dropped
+    held.free_memory()  # which counts what they would have taken
+    assert not held._dropped
 
 
 @pytest.mark.parametrize("rank", [0, 1])

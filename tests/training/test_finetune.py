@@ -98,7 +98,7 @@ def test_a_dry_run_estimates_and_writes_nothing(data: Path, tiny_checkpoint: Pat
     run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--dry-run")
     assert (run.returncode, run.stdout) == (0, "")
     assert "8 of 8 samples" in run.stderr and "GiB: weights" in run.stderr and "parameters learn" in run.stderr
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sample_can_be_looked_at(data: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +148,26 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
     assert again.returncode == 1 and "--resume" in again.stderr
     other = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--seed", "7")
     assert other.returncode == 2 and "cannot be resumed" in other.stderr
+    pictures = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--set", "max_pixels=50176")
+    assert pictures.returncode == 2 and "max_pixels is not what it was" in pictures.stderr
+    model = finetune(data, out, Path("demo"), *LORA, "--max-steps", "2", "--resume")
+    assert model.returncode == 2 and "model is not what it was" in model.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--plot", "no/such/folder/loss.png"], "is no place for a file"),
+        (["--plot", "loss.txt"], "must end with one of"),
+        (["--nproc", "4", "--devices", "0,1"], "leave out one"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    line = ["--data", str(data / "data.json"), "-o", str(tmp_path / "out"), "--model", "demo", *flags]
+    assert main(["finetune", *line]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_held_out_samples_are_judged_and_the_best_checkpoint_stays(

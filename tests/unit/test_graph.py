@@ -103,6 +103,23 @@ def test_a_session_that_is_cut_back_and_grows(engine: Engine, tape: Tape, cache_
     assert said == plainly(engine, WORDS, WORDS, longer, WORDS)
 
 
+@pytest.mark.parametrize("cache_dtype", ["bfloat16"])
+def test_what_the_host_would_have_to_say_is_not_captured(engine: Engine, tape: Tape, cache_dtype: str) -> None:
+    """A cache that the GPU's body does not take: composed ops read on the host how much of it is filled."""
+    engine.cache_dtype = cache_dtype
+    assert engine.generate(WORDS, PLAIN).token_ids == plainly(engine, WORDS)[0]
+    assert (tape.captures, replays(engine)) == (0, 0)
+
+
+def test_a_cache_whose_growth_was_broken_off_is_another(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = engine.cache(8)
+    before = cache.memory  # type: ignore[attr-defined]
+    monkeypatch.setattr(paddle, "empty", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cache.reserve(16)
+    assert cache.memory is not before and cache.capacity == 8  # type: ignore[attr-defined]
+
+
 def test_drafts_go_beside_it(engine: Engine) -> None:
     talk = [Message.of("user", "one two three one two three one two")]
     drafting = replace(PLAIN, max_new_tokens=16, speculate="on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,30 @@ def test_what_does_not_fit_beside_others_waits_for_them(engine: Engine, monkeypa
     check(engine, made, [result for result in finished if not result.error])
     unchecked = list(engine.serve([huge], batch_size=1, check_memory=False))
     assert unchecked[0].answer is not None
+
+
+@pytest.mark.parametrize("room", [1, 8])
+def test_what_has_finished_takes_no_memory_from_the_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """room: tokens of each answer; one of a single token ends as it begins."""
+    caches: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    real = engine.cache
+
+    def cache(capacity: int) -> Any:
+        made = real(capacity)
+        caches.append(weakref.ref(made))
+        return made
+
+    def check_memory(*_: Any, **__: Any) -> None:
+        alive.append(sum(reference() is not None for reference in caches))
+
+    monkeypatch.setattr(engine, "cache", cache)
+    monkeypatch.setattr(engine, "check_memory", check_memory)
+    made = [replace(request, sampling=Sampling(room, ignore_eos=True)) for request in requests(4)]
+    assert len(list(engine.serve(made, batch_size=1))) == len(caches) == 4
+    assert alive == [0, 0, 0, 0]
 
 
 def test_memory_set_aside_for_others_does_not_look_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

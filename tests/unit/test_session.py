@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qvl import ops
 from qvl.errors import ContextLimitError, MemoryLimitError, UsageError
 from qvl.messages import Image, Message
 from qvl.profile import Profile
@@ -111,6 +112,32 @@ def test_ctrl_c_in_the_middle_of_a_forward_costs_no_truth(
     _, stats = ask(session, talk, Sampling(max_new_tokens=30))
     assert stats.computed_tokens == (1 if forward else stats.prompt_tokens - stats.reused_tokens)
     assert stats.reused_tokens > 40
+
+
+def test_ctrl_c_before_the_last_layer_has_written_what_it_counted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(engine)
+    talk = [Message.of("user", picture(7), "What is this?")]
+    ask(session, talk)
+    before = session.tokens
+    talk = [*talk, Message.of("user", "one two three " * 20)]
+    calls, real = 0, ops.cached_attention
+
+    def interrupted(*arguments: Any, **choices: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == engine.config.num_hidden_layers:
+            raise KeyboardInterrupt
+        return real(*arguments, **choices)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ops, "cached_attention", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(session.stream(talk, SHORT))
+    assert session.tokens <= before
+    _, stats = ask(session, talk)
+    assert stats.computed_tokens > 20
 
 
 def test_a_picture_that_was_seen_is_not_encoded_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,7 @@ def test_lists_that_cannot_be_a_clip() -> None:
         [noise(30, 40), noise(30, 41)]
     )
     assert "all frames of a list are used" in refusal([noise(30, 40)], UsageError, nframes=2)
+    assert "max_frames is 2" in refusal([noise(30, 40)] * 3, UsageError, max_frames=2)
 
 
 def test_a_folder_and_a_pattern(tmp_path: Path) -> None:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qvl.bench.records import Measure, Record
-from qvl.errors import DeviceError, UsageError
+from qvl.errors import UsageError
 
 _STAGES: tuple[Measure, ...] = ("load", "preprocess", "vision", "prefill")
-_ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
-
-
-def check(out: Path) -> None:
-    """Before anything is timed. Raises UsageError for a file that could not be, DeviceError without matplotlib."""
-    if out.suffix.lower() not in _ENDINGS:
-        raise UsageError(f"--plot {out}: the name must end with one of {', '.join(_ENDINGS)}")
-    if not out.absolute().parent.is_dir() or out.is_dir():
-        raise UsageError(f"--plot {out}: is no place for a file")
-    if find_spec("matplotlib") is None:
-        raise DeviceError("--plot needs matplotlib: pip install 'qvl[plot]'")
 
 
 def draw(record: Record, out: Path) -> None:

@@ -19,7 +19,7 @@ from qvl import __version__  # noqa: E402
 from qvl.cli import bench, doctor, download, finetune, infer, merge_lora, plan, profiles, quantize  # noqa: E402
 from qvl.cli.chat import command as chat  # noqa: E402
 from qvl.cli.options import GroupedCommand  # noqa: E402
-from qvl.errors import QvlError  # noqa: E402
+from qvl.errors import DeviceError, QvlError  # noqa: E402
 
 app = typer.Typer(
     name="qvl",
@@ -78,6 +78,9 @@ def _report(error: Exception, debug: bool) -> int:
     if hasattr(error, "format_message"):  # Click's own errors, which Typer imports from changing places
         render.error(_usage(error))
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, ModuleNotFoundError) and error.name == "paddle":
+        render.error("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU")
+        return DeviceError.exit_code
     hint = "" if debug else " (not foreseen; --debug shows where)"
     text = str(error)
     render.error(f"{type(error).__name__}{': ' if text else ''}{text}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from qvl.cli.batch_resume import Earlier, Found, Pool, scan
 from qvl.cli.batch_run import Count, Job, Run
 from qvl.cli.media import STDIN, StandardInput, check_limits, limits_given, question_text
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions
+from qvl.cli.paths import local
 from qvl.errors import QvlError, UsageError
 from qvl.messages import Image
 from qvl.messages_json import interleave
@@ -116,7 +116,7 @@ def _records(options: Options) -> Records:
 
 
 def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+    return local(name)
 
 
 def _check_apart(records: Records, output: Path | None) -> None:

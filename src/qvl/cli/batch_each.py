@@ -10,6 +10,7 @@ from pathlib import Path
 from qvl.cli.batch_input import ListRecords, digest
 from qvl.cli.media import CLIP_ENDINGS, PICTURE_ENDINGS, STDIN, StandardInput, clip, medium, natural
 from qvl.cli.options import MediaOptions
+from qvl.cli.paths import local
 from qvl.errors import UsageError
 from qvl.messages import Image
 from qvl.processing.media import exists, is_url
@@ -50,7 +51,7 @@ def _sources(given: str) -> Iterator[str]:
     if given[:5].lower() == "data:" or is_url(given):
         yield given
         return
-    path = Path(os.path.expanduser(given))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+    path = local(given)
     if exists(path):
         yield from _in_folder(path) if path.is_dir() else (given,)
         return

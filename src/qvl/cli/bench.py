@@ -16,6 +16,7 @@ import typer
 from qvl.cli import render
 from qvl.cli.infer import chosen_profile
 from qvl.cli.options import MediaOptions, ModelOptions, flattened, option
+from qvl.cli.paths import check_file, check_plot, local
 from qvl.cli.streams import OutputError
 from qvl.errors import UsageError, suggest
 
@@ -267,12 +268,10 @@ def _check_output(output: BenchOutput) -> None:
     if output.json == output.csv == "-":
         raise UsageError("--json - and --csv - cannot both go to standard output")
     for name, target in (("--json", output.json), ("--csv", output.csv)):
-        if target not in (None, "-") and (not Path(target).absolute().parent.is_dir() or Path(target).is_dir()):
-            raise UsageError(f"{name} {target}: is no place for a file")
+        if target is not None and target != "-":
+            check_file(name, local(target))
     if output.plot is not None:
-        from qvl.bench.plot import check
-
-        check(Path(output.plot))
+        check_plot(local(output.plot))
 
 
 def _report(record: Record, output: BenchOutput) -> None:
@@ -282,11 +281,11 @@ def _report(record: Record, output: BenchOutput) -> None:
         if target == "-":
             print(form(record), end="", flush=True)
         elif target is not None:
-            _write(Path(target), form(record))
+            _write(local(target), form(record))
     if output.plot is not None:
         from qvl.bench.plot import draw
 
-        draw(record, Path(output.plot))
+        draw(record, local(output.plot))
     if "-" not in (output.json, output.csv):
         _show(record)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvl.cli.paths import local
 from qvl.errors import QvlError, UsageError
 from qvl.grounding import Box, draw_boxes, parse_boxes
 from qvl.messages import Image, Message
@@ -114,7 +114,7 @@ def _relevant(messages: Sequence[Message]) -> _Place | None:
 
 def _checked(out: str, asked_by: str) -> Path:
     """The path of a picture that can be written: proved by making the file, which is then taken away again."""
-    path = Path(os.path.expanduser(out))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+    path = local(out)
     if path.is_dir():
         raise UsageError(f"{asked_by} {path}: is a folder")
     if path.suffix.lower() not in _writable_endings():

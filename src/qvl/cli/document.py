@@ -54,7 +54,8 @@ JSON_KEYS = {
     "prompt_tokens": "Tokens of the prompt, pictures and clips included.",
     "image_grid_thw": "For each picture: slices in time (1), rows and columns of 14x14 patches.",
     "video_grid_thw": "For each clip: slices of two frames, rows and columns of patches.",
-    "finish_reason": "`stop`: the model or a stop text ended it; `length`: --max-new-tokens or the context did.",
+    "finish_reason": "`stop`: the model or a stop text ended it; `length`: --max-new-tokens or the context did; "
+    "`loop`: --stop-loops did.",
     "boxes": "Each with `label`, `box` [x1, y1, x2, y2] in pixels, for a quad its four points as `quad`, and "
     "`picture`, counted from 0 (null: on a clip).",
     "stats": "Tokens; seconds of loading, reading media, vision, prefill, first token and decoding; bytes at the peak.",
@@ -75,7 +76,8 @@ DOCTOR_KEYS = {
     "paddle": "`error` where it does not run; `version`, `cuda`, `cudnn`, its `gpus`, `flags`, the variables that "
     "qvl has `prepared`, and the `device`, `dtype` and `attention` that a run gets.",
     "environment": "The variables that are set and matter.",
-    "ops": "`requested`, `built`, the `reason` why not, `instructions`, an `error`, and `ops`, each with its "
+    "ops": "`requested`, `built`, the `reason` why not, `instructions`, an `error`, `gpu_reason` why there are "
+    "none for a GPU, `graphs` why decode steps are not captured, and `ops`, each with its "
     "`name`, the `body` that runs (`native`, `composed` or `flash`) and the `reason` why no faster one "
     "does.",
     "fits": "Each shape of the profiles on each device, in bytes: `profiles`, `model`, `device`, `dtype`, "

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from qvl.cli import render
 from qvl.cli.options import flattened, option
+from qvl.cli.paths import local
 from qvl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _request(name: str, options: DownloadOptions) -> Request:
         raise UsageError(f"--jobs is {options.jobs}; expected a whole number of at most {_MOST_JOBS}")
     return Request(
         model=named.model,
-        folder=Path(options.folder).expanduser().absolute() if options.folder is not None else None,
+        folder=local(options.folder).absolute() if options.folder is not None else None,
         sources=chosen_order(options.source, named.source),
         jobs=options.jobs or JOBS,
         offline=options.offline,
@@ -213,7 +213,7 @@ def _request_of_folder(options: DownloadOptions) -> Request:
 
     from qvl.hub import manifest
 
-    folder = Path(options.folder or ".").expanduser().absolute()
+    folder = local(options.folder or ".").absolute()
     record = manifest.read(folder)
     if record is None and options.names:
         return _request(options.names[0], options)

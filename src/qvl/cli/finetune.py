@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from qvl.cli import render
 from qvl.cli.options import flattened, option
+from qvl.cli.paths import check_plot, local
 from qvl.cli.watch import LiveLine, Watch
 from qvl.errors import DeviceError, UsageError
 from qvl.profile import Profile, load_profile
@@ -109,12 +110,14 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
         raise UsageError("--data FILE is missing: the conversations to learn from")
     profile = _profile(recipe)
     if data.show_sample is not None:
-        _show(profile, Path(data.data), data.show_sample)
+        _show(profile, local(data.data), data.show_sample)
         return
     if data.output is None:
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
+    if run.plot is not None:
+        check_plot(local(run.plot))
     _prepare_training(recipe)
-    output = Path(data.output)
+    output = local(data.output)
     from qvl.cli.processes import Nodes, nodes_of_environment
 
     nodes = Nodes.asked(machines.nnodes, machines.master, machines.node)
@@ -129,19 +132,22 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
     if not complete:
         return
     result = output / ("adapter" if profile.training.method == "lora" else "model")
+    print(result, flush=True)
+    flag = "--adapter" if result.name == "adapter" else "--model"
+    render.note(f"ask it: qvl infer {flag} {result} PICTURE -p QUESTION", run.quiet)
     if run.plot is not None:
         from qvl.training.record import plot
 
-        plot(output, Path(run.plot))
-    print(result)
-    flag = "--adapter" if result.name == "adapter" else "--model"
-    render.note(f"ask it: qvl infer {flag} {result} PICTURE -p QUESTION", run.quiet)
+        plot(output, local(run.plot))
 
 
 def _processes_here(profile: Profile, recipe: RecipeOptions, nodes: Nodes | None) -> int:
     """How many there are on this machine: those asked for, or as many as the model has parts."""
     if recipe.devices is not None:
-        return len(recipe.devices.split(","))
+        count = len(recipe.devices.split(","))
+        if recipe.nproc not in (None, count):
+            raise UsageError(f"--nproc {recipe.nproc} and --devices {recipe.devices}, which are {count}: leave out one")
+        return count
     return recipe.nproc or (profile.tensor_parallel if nodes is None else 1)
 
 
@@ -158,10 +164,11 @@ def _train(profile: Profile, data: DataOptions, run: RunOptions, count: int) -> 
     first = os.environ.get(_RANK, "0") == "0"
     watch = Watch(quiet=run.quiet or not first)
     request = runs.Request(
-        data=Path(data.data),
-        output=Path(data.output),
+        data=local(data.data),
+        output=local(data.output),
         resume=run.resume,
         check_data=data.check_data,
+        dry=run.dry_run,
         processes=count if run.dry_run and _RANK not in os.environ else None,
     )
     laid_out = runs.lay_out(profile, request, watch)

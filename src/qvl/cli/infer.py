@@ -15,6 +15,7 @@ from qvl.cli.media import conversation, has_media
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions, flattened
 from qvl.errors import DeviceError, UsageError
 from qvl.hub.locate import DEMO, find
+from qvl.hub.names import full_name
 from qvl.profile import Profile, list_profiles, load_profile
 
 if TYPE_CHECKING:
@@ -129,8 +130,12 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
 
 
 def _profile_of(model: str) -> str:
-    """A published model brings its own profile; any other checkpoint takes the limits of the 2B one."""
-    for info in list_profiles():
+    """A published model brings its own profile; any other checkpoint takes the limits of the 2B one.
+
+    A user's profile comes last: one of the same model with other limits is meant when it is named.
+    """
+    model = full_name(model)
+    for info in sorted(list_profiles(), key=lambda info: info.source != "shipped"):
         if info.usable and info.command == "infer" and load_profile(info.name).model == model:
             return info.name
     return _FALLBACK

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from qvl.cli.options import MediaOptions, QuestionOptions
+from qvl.cli.paths import local
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image, Message, Part, Text, Video
 from qvl.messages_json import interleave, messages_from_text
@@ -101,7 +101,7 @@ def _messages_file(question: QuestionOptions, media: MediaOptions, stdin: Standa
         raise UsageError(f"--messages holds the whole conversation: leave out {', '.join(given)}")
     if question.messages == STDIN:
         return with_content(messages_from_text(stdin.read_text("the conversation"), "--messages -"), "--messages -")
-    path = _local(question.messages or "")
+    path = local(question.messages or "")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -146,7 +146,7 @@ def medium(source: str, stdin: StandardInput) -> Image | Video:
         return Image(_some(stdin.read("a picture", _media().PICTURE_BYTES), "picture"))
     if _is_clip(source):
         return Video(source)
-    if "://" not in source and _is_folder(source):
+    if not _is_data(source) and "://" not in source and _is_folder(source):
         raise UsageError(f"{source} is a folder; if it holds the frames of a clip, give it as --video {source}")
     return Image(source)
 
@@ -163,7 +163,7 @@ def clip(source: str, stdin: StandardInput) -> Video:
     if not glob.has_magic(source):
         raise MediaError(f"{source}: no such file or folder")
     # Not Path.glob, which takes no absolute patterns.
-    frames = sorted(glob.glob(str(_local(source)), recursive=True), key=natural)  # noqa: PTH207
+    frames = sorted(glob.glob(str(local(source)), recursive=True), key=natural)  # noqa: PTH207
     if not frames:
         raise MediaError(f"--video {source}: no file matches")
     return Video(tuple(frames))
@@ -181,7 +181,7 @@ def _may_move(source: str) -> bool:
     from PIL import Image as PILImage
 
     try:
-        with PILImage.open(_local(source)) as picture:
+        with PILImage.open(local(source)) as picture:
             return bool(getattr(picture, "is_animated", False))
     except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError):
         return True  # damaged: whoever reads it says how
@@ -224,21 +224,16 @@ def _ending(source: str) -> str:
     return Path(urlsplit(source).path if _is_remote(source) else source).suffix.lower()
 
 
-def _local(source: str | Path) -> Path:
-    """The path, with `~` for the home folder, as what reads the source understands it."""
-    return Path(os.path.expanduser(source))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
-
-
 def _exists(source: str | Path) -> bool:
     try:
-        return _local(source).exists()
+        return local(source).exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{str(source)[:80]}: not a file name ({reason})") from None
 
 
 def _is_folder(source: str | Path) -> bool:
-    return _exists(source) and _local(source).is_dir()
+    return _exists(source) and local(source).is_dir()
 
 
 def natural(name: str) -> list[tuple[int, str]]:

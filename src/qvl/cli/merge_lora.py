@@ -11,8 +11,9 @@ import typer
 
 from qvl.cli import render
 from qvl.cli.options import flattened, option
-from qvl.errors import QvlError, UsageError
-from qvl.hub.locate import locate
+from qvl.cli.paths import local
+from qvl.errors import CheckpointError, UsageError
+from qvl.hub.locate import find, locate
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,26 @@ def merge_lora(merge: MergeOptions) -> None:
     if merge.quiet:
         warnings.simplefilter("ignore")
     with render.manners(render.AnswerWriter(silent=True)):
-        adapter = Path(merge.adapter).expanduser().resolve()
-        out = Path(merge.out).expanduser() if merge.out else adapter.with_name(f"{adapter.name}-merged")
+        adapter = local(merge.adapter).resolve()
+        out = local(merge.out) if merge.out else adapter.with_name(f"{adapter.name}-merged")
         base = locate(merge.base) if merge.base is not None else _base_of(adapter)
         _merge(merge, base, adapter, out)
         print(out, flush=True)
 
 
 def _base_of(adapter: Path) -> Path:
-    from qvl.hub.adapters import locate_base
+    """The folder of the model that an adapter names. Raises QvlError, with what to do about it where there is that."""
+    from qvl.hub.adapters import base_name
 
+    hint = "--base NAME|DIR gives the base"
     try:
-        return locate_base(adapter)
-    except QvlError as error:
-        raise type(error)(f"{error}; --base NAME|DIR gives the base") from None
+        name = base_name(f"adapter={adapter}")
+    except UsageError as error:  # it names none
+        raise UsageError(f"{error}; {hint}") from None
+    if find(name) is None:
+        named = f"{name}, which the adapter in {adapter} names as its base"
+        raise CheckpointError(f"{named}, is not on this machine; {hint}")
+    return locate(name)
 
 
 def _merge(options: MergeOptions, base: Path, adapter: Path, out: Path) -> None:

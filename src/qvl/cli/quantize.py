@@ -11,7 +11,8 @@ import typer
 
 from qvl.cli import render
 from qvl.cli.options import flattened, option
-from qvl.errors import QvlError, UsageError
+from qvl.cli.paths import local
+from qvl.errors import UsageError
 from qvl.hub.locate import locate
 from qvl.profile import list_profiles, load_profile
 
@@ -62,7 +63,7 @@ def quantize(options: QuantizeOptions) -> None:
     if options.quiet:
         warnings.simplefilter("ignore")
     with render.manners(render.AnswerWriter(silent=True)):
-        source, out = locate(_model_of(options.model)), Path(options.out).expanduser()
+        source, out = locate(_model_of(options.model)), local(options.out)
         _quantize(options, source, out)
         print(out, flush=True)
 
@@ -78,12 +79,8 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
 
     if options.threads is not None:
         set_threads(options.threads)
-    try:
-        from qvl.runtime.quantizing import Wish, quantize, why_slow
-    except ModuleNotFoundError as error:
-        if error.name != "paddle":
-            raise
-        raise QvlError("Paddle is not installed: pip install 'qvl[cpu]'") from None
+    from qvl.runtime.quantizing import Wish, quantize, why_slow
+
     if options.layout not in (None, "hf", "paddle"):
         raise UsageError(f"--layout {options.layout}: hf or paddle was expected")
     reason = why_slow()

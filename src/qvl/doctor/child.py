@@ -167,8 +167,10 @@ def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any
     config = ModelConfig.from_dict(asked["config"])
     options = build(TrainingOptions, asked["options"], asked["profile"])
     tokens = min(options.max_length, config.max_position_embeddings) * options.micro_batch_size
-    need, _, _ = estimate_training(config, options, placement["dtype"], tokens)
-    free = available_bytes()
+    parts = asked["parts"]
+    need, _, _ = estimate_training(config, options, placement["dtype"], tokens, devices=parts, parts=parts)
+    # Processes on a CPU share its memory; a GPU is each one's own.
+    free = available_bytes() // (parts if placement["device"] == "cpu" else 1)
     return {
         **dataclasses.asdict(need),
         "profile": asked["profile"],

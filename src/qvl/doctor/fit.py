@@ -14,6 +14,8 @@ from qvl.model.foreign import published_foreign
 from qvl.model.quantization import WIDTHS, Quantization, chosen_quantization, foreign_quantization
 from qvl.processing.prompt import Prompt
 from qvl.runtime import memory
+from qvl.runtime.split.layout import check_split
+from qvl.runtime.split.model import part_config
 
 # What the profile key `quantize` takes beside "auto".
 QUANTISATIONS = ("none", *WIDTHS)
@@ -43,10 +45,15 @@ def quantization_of(subject: Subject, device: str, dtype: str) -> Quantization |
 def fit(subject: Subject, device: str, dtype: str, room: Room) -> Fit:
     """The parts of a run at the full context, and the most of it that fits beside one picture.
 
-    Raises UsageError, DeviceError for weights that cannot be had on this device.
+    Of a model that is split it is what each device has to hold. Raises UsageError, DeviceError for weights that cannot
+    be had on this device.
     """
     quantization = quantization_of(subject, device, dtype)
-    weights = memory.weight_bytes(subject.config, dtype, (), quantization)
+    parts = subject.parts
+    if parts > 1 and device == "cpu":  # they are processes that share its memory
+        room = Room(room.free // parts, room.size // parts)
+    check_split(subject.config, (device,) * parts if parts > 1 else (), quantization)
+    weights = memory.weight_bytes(subject.config, dtype, (), quantization, parts)
     context = subject.context
     picture = subject.picture.tokens(subject.config.vision_config)
     smallest = min(context, picture + _QUESTION_TOKENS + subject.new_tokens)
@@ -87,7 +94,7 @@ def _need(subject: Subject, tokens: int, dtype: str, weights: int) -> memory.Nee
     ids = np.broadcast_to(np.int64(0), (tokens - new,))
     prompt = Prompt(ids, np.broadcast_to(np.int64(0), (3, tokens - new)), tokens - new, (subject.picture,))
     cache = memory.Held(dtype if subject.cache_dtype == "auto" else subject.cache_dtype)
-    return memory.need(subject.config, prompt, new, dtype, weights, cache)
+    return memory.need(part_config(subject.config, subject.parts), prompt, new, dtype, weights, cache)
 
 
 def _largest(subject: Subject, dtype: str, weights: int, free: int, smallest: int, context: int) -> int:

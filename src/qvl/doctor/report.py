@@ -99,7 +99,8 @@ def _training_question(profile: Profile | None) -> dict[str, Any] | None:
         config = config_of(profile.model)
     except QvlError:  # said as a problem where the model is looked for
         return None
-    return {"profile": profile.name, "options": asdict(profile.training), "config": config.to_dict()}
+    options, parts = asdict(profile.training), profile.tensor_parallel
+    return {"profile": profile.name, "options": options, "config": config.to_dict(), "parts": parts}
 
 
 def _understood(

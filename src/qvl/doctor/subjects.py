@@ -26,7 +26,7 @@ _CHECKPOINT_PIXELS = 12_845_056
 
 @dataclass(frozen=True)
 class Subject:
-    """A shape and the limits it runs within. profiles: the names of those that have it."""
+    """A shape and the limits it runs within. profiles: the names of those that have it. parts: it is split into."""
 
     profiles: tuple[str, ...]
     model: str
@@ -36,6 +36,7 @@ class Subject:
     new_tokens: int
     quantize: str = "auto"
     cache_dtype: str = "auto"
+    parts: int = 1
     asked: bool = False
 
     @property
@@ -76,6 +77,7 @@ def subject_of(profile: Profile, *, asked: bool = False) -> Subject:
         new_tokens=profile.generation.max_new_tokens,
         quantize=profile.quantize,
         cache_dtype=profile.cache_dtype,
+        parts=len(profile.devices.split(",")) if profile.devices is not None else profile.tensor_parallel,
         asked=asked,
     )
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qvl.errors import CheckpointError, UsageError
-from qvl.hub.locate import find, locate
 from qvl.model.adapter_config import AdapterConfig, AdapterRequest
 
 
@@ -21,11 +18,3 @@ def base_name(request: str) -> str:
     if not name:
         raise UsageError(f"{folder}: the adapter does not say which model it is for; name that model as well")
     return name
-
-
-def locate_base(adapter: Path) -> Path:
-    """The folder of the model that an adapter belongs to. Raises QvlError."""
-    name = base_name(f"adapter={adapter}")
-    if find(name) is None:
-        raise CheckpointError(f"{name}, which the adapter in {adapter} names as its base, is not on this machine")
-    return locate(name)

@@ -65,6 +65,13 @@ def starts_of(held: Sequence[int]) -> paddle.Tensor:
     return paddle.to_tensor(np.asarray(held, np.int32))
 
 
+def reads_starts(dtype: paddle.dtype, kept: paddle.dtype, head_dim: int) -> bool:
+    """Whether a GPU's body takes queries of `dtype` and a cache that keeps `kept`. It reads from the device how many
+    tokens a cache holds; the composed ops have that from the host, so what was captured of them says it for ever.
+    """
+    return head_dim % 16 == 0 and head_dim <= 256 and kept in (dtype, paddle.int8)
+
+
 def cached_attention(
     x: Projected, caches: Sequence[CacheRows], lengths: Sequence[int], *, impl: AttentionImpl = "composed"
 ) -> paddle.Tensor:
@@ -144,10 +151,9 @@ def quantize_rows(x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
 def _gpu_for(x: Projected, caches: Sequence[CacheRows]) -> Body | None:
     """The body of a GPU, where it takes heads of this size and what these caches keep."""
     keys, biases = caches[0].keys, x.biases or ()
-    gpu = gpu_for(*(part for part in (x.q, x.k, x.v, *biases) if part is not None))
-    if gpu is None or keys.shape[2] % 16 or keys.shape[2] > 256:
+    if not reads_starts(x.q.dtype, keys.dtype, keys.shape[2]):
         return None
-    return gpu if keys.dtype in (x.q.dtype, paddle.int8) else None
+    return gpu_for(*(part for part in (x.q, x.k, x.v, *biases) if part is not None))
 
 
 def _stored(gpu: Body, x: Projected, rows: list[tuple[Any, ...]], starts: paddle.Tensor) -> paddle.Tensor:

@@ -168,6 +168,8 @@ def _plan_list(
         raise MediaError(f"{name}: has no frames")
     if (part.nframes, part.video_start, part.video_end) != (None, None, None):
         raise UsageError(f"{name}: all frames of a list are used; nframes, video_start and video_end are for clips")
+    if part.max_frames is not None and len(sources) > part.max_frames:
+        raise UsageError(f"{name}: all {len(sources)} frames of a list are used; max_frames is {part.max_frames}")
     count = -(-len(sources) // _PAIR) * _PAIR
     low, high = merge_limits((part.min_pixels, part.max_pixels), (image_options.min_pixels, image_options.max_pixels))
     if part.max_pixels is None:

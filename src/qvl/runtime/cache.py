@@ -15,7 +15,7 @@ class KVCache:
     One sequence owns it; nothing is shared between prompts. Layers fill one after the other, so in the middle of a
     forward, or after one that was interrupted, they may differ by its tokens: `len` counts what all of them have.
     dtype: the model's, or one that takes less: bfloat16, or int8 with a scale for each token and head.
-    memory: stands for the tensors; another object once it has grown, and they with it.
+    memory: stands for the tensors; another object once it has grown, and they with it. dtype, head_dim: as stored.
     """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype: str) -> None:
@@ -34,6 +34,14 @@ class KVCache:
     def __len__(self) -> int:
         """Tokens stored by every layer."""
         return min(self._filled)
+
+    @property
+    def dtype(self) -> paddle.dtype:
+        return self._keys[0].dtype
+
+    @property
+    def head_dim(self) -> int:
+        return int(self._row[1])
 
     @property
     def untouched(self) -> int:
@@ -81,6 +89,7 @@ class KVCache:
         """Make room for `capacity` tokens in all and keep what is stored; a layer at a time, so memory peaks little."""
         if capacity <= self.capacity:
             return
+        self.memory = object()  # before the first of them moves: growing may be broken off
         for tensors in (self._keys, self._values, self._key_scales, self._value_scales):
             for layer, old in enumerate(tensors):
                 grown = paddle.empty([capacity, *old.shape[1:]], old.dtype)
@@ -88,7 +97,6 @@ class KVCache:
                     grown[: self._filled[layer]] = old[: self._filled[layer]]
                 tensors[layer] = grown
         self.capacity = capacity
-        self.memory = object()
 
 
 # Bytes of an element, and of the scale that a head of a token has.

@@ -73,7 +73,10 @@ class Feed:
 
 
 def prefill(model: Runner, prompt: Prompt, cache: SequenceCache, features: FeatureCache) -> Prefilled:
-    """Run what of a prompt the cache does not hold yet, which has to be a token at least."""
+    """Run what of a prompt the cache does not hold yet, which has to be a token at least.
+
+    Broken off in the middle, also by Ctrl-C, the cache holds what it held before.
+    """
     start = time.perf_counter()
     reused = len(cache)
     needed = visions_behind(model.config, prompt, reused)
@@ -82,7 +85,11 @@ def prefill(model: Runner, prompt: Prompt, cache: SequenceCache, features: Featu
         _wait()
     ready = time.perf_counter()
     inputs = prompt_inputs(model.config, prompt, encoded, skip=reused)
-    logits: Logits = model(inputs, [cache])[0].numpy()
+    try:
+        logits: Logits = model(inputs, [cache])[0].numpy()
+    except BaseException:
+        cache.truncate(reused)  # tokens are counted before they are written, so the last layer's may be missing
+        raise
     return Prefilled(logits, reused, new, ready - start, time.perf_counter() - ready)
 
 

@@ -34,6 +34,7 @@ from qvl.model.quantization import Quantization, chosen_quantization  # noqa: E4
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import Progress  # noqa: E402
+from qvl.ops import rounding  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
@@ -222,10 +223,11 @@ class Engine:
         if self._body is None:
             weights = memory.weight_bytes(config, dtype, self.adapters, self.quantization, size)
         need = memory.need(part_config(config, size), prompt, room, dtype, weights, cache)
-        if self._body is not None:
-            free = self._body.free_memory()
-        else:
-            free = memory.available_bytes() // (size if self.placement.device == "cpu" else 1)
+        with self.computing():
+            if self._body is not None:
+                free = self._body.free_memory()
+            else:
+                free = memory.available_bytes() // (size if self.placement.device == "cpu" else 1)
         memory.check(need, free - promised)
 
     def marked_text(self, token_ids: Sequence[int]) -> str:
@@ -327,13 +329,14 @@ class Engine:
 
     def peak_memory(self) -> int:
         """The most bytes taken so far: of the GPU, or the fullest of several; on a CPU, with those of workers."""
-        return self.body.peak_memory()
+        with self.computing():
+            return self.body.peak_memory()
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """On this engine's device, which Paddle has one of for the whole process, and without gradients."""
         paddle.set_device("cpu" if self.split else self.placement.device)
-        with paddle.no_grad():
+        with paddle.no_grad(), rounding(False):  # which training, that may be under way, does otherwise
             yield
 
     def laid_out(self, conversation: Conversation) -> Prompt:

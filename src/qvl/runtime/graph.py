@@ -22,7 +22,7 @@ import paddle
 from qvl.errors import UsageError
 from qvl.model.device import Placement
 from qvl.model.qwen2_vl import ModelInputs, Qwen2VL
-from qvl.ops import cuda
+from qvl.ops import cuda, reads_starts
 from qvl.ops.cuda_body import most_keys
 from qvl.runtime.cache import KVCache
 from qvl.runtime.decode import Feed
@@ -98,6 +98,9 @@ class StepGraphs:
         """
         caches = [feed.cache for feed in feeds if isinstance(feed.cache, KVCache) and len(feed.token_ids) == 1]
         if self.reason or len(caches) < len(feeds) or any(len(cache) == cache.capacity for cache in caches):
+            return None
+        dtype = self._model.model.norm.weight.dtype
+        if not all(reads_starts(dtype, cache.dtype, cache.head_dim) for cache in caches):
             return None
         key = (tuple(cache.memory for cache in caches), most_keys(max(map(len, caches)) + 1))
         if key not in self._steps and not (self._is_due(key) and self._add(key, caches)):

@@ -131,12 +131,16 @@ def _growth(config: ModelConfig, held: Held, wanted: int) -> int:
 
 
 def available_bytes() -> int:
-    """Free memory of Paddle's current device; on a CPU within the limit of the container, if there is one."""
+    """Free memory of Paddle's current device; on a CPU within the limit of the container, if there is one.
+
+    Of a GPU it is what no process has taken, and what Paddle has taken and is not using.
+    """
     device = paddle.device.get_device()
     if device.startswith("gpu"):
         index = int(device.partition(":")[2] or 0)
-        total = int(paddle.device.cuda.get_device_properties(index).total_memory)
-        return total - int(paddle.device.cuda.memory_allocated(index))
+        free, _ = paddle.cuda.mem_get_info(index)
+        unused = paddle.device.cuda.memory_reserved(index) - paddle.device.cuda.memory_allocated(index)
+        return int(free) + int(unused)
     return machine.free_memory()
 
 

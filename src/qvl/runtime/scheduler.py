@@ -104,38 +104,54 @@ def _serve(
     going: list[_Running] = []
     with closing(_Reader(engine, requests)) as reader:
         while True:
-            while len(going) < batch_size and (read := reader.head(wait=not going)) is not None:
-                joined = _join(engine, read, going, check_memory)
-                if joined is None:
-                    break
-                reader.pop()
-                if isinstance(joined, Finished):
-                    yield joined
-                elif joined.done:
-                    yield joined.finished(engine)
-                else:
-                    going.append(joined)
+            yield from _joined(engine, reader, going, batch_size, check_memory)
             if not going:
                 return
-            engine.step([running.answering for running in going])
-            done = [running for running in going if running.done]
-            going[:] = [running for running in going if not running.done]
-            for running in done:
-                yield running.finished(engine)
+            yield from _stepped(engine, going)
 
 
-def _join(engine: Engine, read: _Read, going: Sequence[_Running], check_memory: bool) -> _Running | Finished | None:
-    """Begin an answer. None when there is no memory for it until one that is going has ended."""
+# Of what has finished nothing may be left here, not even in a variable: the next request is measured by the memory that
+# is free, and caches and pixels are what takes it.
+
+
+def _joined(
+    engine: Engine, reader: _Reader, going: list[_Running], batch_size: int, check_memory: bool
+) -> Iterator[Finished]:
+    """Have requests join as long as there are places and memory; those that end at once are given."""
+    while len(going) < batch_size and (read := reader.head(wait=not going)) is not None:
+        outcome = _join(engine, read, going, check_memory)
+        if outcome is False:
+            return
+        reader.pop()
+        del read
+        if outcome is not True:
+            yield outcome
+
+
+def _stepped(engine: Engine, going: list[_Running]) -> list[Finished]:
+    """Take all a step further; those that have ended leave and are given."""
+    engine.step([running.answering for running in going])
+    finished = [running.finished(engine) for running in going if running.done]
+    going[:] = [running for running in going if not running.done]
+    return finished
+
+
+def _join(engine: Engine, read: _Read, going: list[_Running], check_memory: bool) -> Finished | bool:
+    """Begin an answer. False: there is no memory for it until one that is going has ended."""
     prompt = None
     try:
         prompt = read.prompt.result()
         if check_memory and not _fits(engine, prompt, read.request.sampling, going):
-            return None
+            return False
         answering = engine.begin(prompt, read.request.sampling)
     except QvlError as error:
         return Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), error)
     answering.prompt = prompt.without_patches()
-    return _Running(read.request.key, answering)
+    running = _Running(read.request.key, answering)
+    if running.done:
+        return running.finished(engine)
+    going.append(running)
+    return True
 
 
 def _fits(engine: Engine, prompt: Prompt, sampling: Sampling, going: Sequence[_Running]) -> bool:

@@ -94,7 +94,8 @@ class Session:
             self._cache = self._engine.cache(len(prompt) + room)
         self._cache.truncate(common)
         self._held = _first(self._held, common)
-        self._cache.reserve(len(prompt) + room)
+        with self._engine.computing():
+            self._cache.reserve(len(prompt) + room)
         # From here on it is this prompt that is being written; what of it is there is counted by `_current`.
         self._held = _holding(prompt, self._engine.config)
         return self._cache

@@ -19,7 +19,7 @@ from qvl.errors import UsageError, suggest
 from qvl.training.formats import FORMATS, DataError, Sample, parse_sample
 from qvl.training.sources import Source, open_source_file
 
-# "data_augment" and "length" are in the seed's files; the first has to be off, the second only informs.
+# "data_augment" and "length" are in meta files of PaddleMIX; the first has to be off, the second only informs.
 _KEYS = ("annotation", "root", "repeat_time", "weight", "data_augment", "length")
 
 

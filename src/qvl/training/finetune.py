@@ -19,6 +19,7 @@ environment.prepare()
 import paddle  # noqa: E402
 
 from qvl.errors import CheckpointError, UsageError  # noqa: E402
+from qvl.hub.names import full_name  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import empty_model, fill_model  # noqa: E402
@@ -35,7 +36,7 @@ from qvl.training.run import (  # noqa: E402
     DESCRIPTION,
     Observer,
     Run,
-    description,
+    changed,
     estimate_run,
     write_description,
 )
@@ -160,7 +161,7 @@ def _weights(run: Run, model: Qwen2VL) -> Weights:
             targets=lora.targets,
             parts=lora.parts,
         )
-    base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else run.profile.model
+    base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else full_name(run.profile.model)
 
     def save_lora(folder: Path) -> None:
         save_adapter(wrapped, folder, base, whole)
@@ -276,10 +277,9 @@ def _resume_from(run: Run) -> Path | None:
     if checkpoint is None or not described.is_file():
         return None
     before = json.loads(described.read_text(encoding="utf-8"))
-    now = description(run)
-    for key in ("data_fingerprint", "training", "steps"):
-        if before.get(key) != now[key]:
-            raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
+    key = changed(before, run)
+    if key is not None:
+        raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
     return checkpoint
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qvl.errors import UsageError
+
 FILE = "metrics.jsonl"
 
 
@@ -101,7 +103,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def plot(run: Path, out: Path) -> None:
-    """Draw the loss curve of a run as a picture."""
+    """Draw the loss curve of a run as a picture. Raises UsageError when it cannot be written."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,5 +114,9 @@ def plot(run: Path, out: Path) -> None:
     axes.plot([record.step for record in records], [record.loss for record in records], linewidth=1)
     axes.set(xlabel="update", ylabel="loss", title=run.name)
     axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        pyplot.close(figure)

@@ -33,6 +33,7 @@ from qvl.training.checkpoints import check_writable  # noqa: E402
 from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
 from qvl.training.estimate import Estimate, Size, estimate, largest_share  # noqa: E402
 from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
+from qvl.training.held_out import hold_out  # noqa: E402
 from qvl.training.model import part_of  # noqa: E402
 from qvl.training.parts import Arrangement, arrangement  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
@@ -44,14 +45,15 @@ from qvl.training.shards import Shards, fetched_at_once, own_stage, shared_rows 
 class Request:
     """What a run is asked for beside its profile.
 
-    check_data: decode every sample before training starts. processes: how many the run is laid out for, where those
-    that were started are not meant.
+    check_data: decode every sample before training starts. dry: nothing will be written.
+    processes: how many the run is laid out for, where those that were started are not meant.
     """
 
     data: Path
     output: Path
     resume: bool = False
     check_data: bool = False
+    dry: bool = False
     processes: int | None = None
 
 
@@ -147,7 +149,8 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     if options.sharding in ("stage2", "stage3") and placement.dtype == "float16":
         raise UsageError(f"{options.sharding} is for bfloat16 and float32, not for float16")
     processor = load_processor(folder, config, profile)
-    check_writable(request.output, 0)
+    if not request.dry:
+        check_writable(request.output, 0)
     dataset = load_dataset(request.data, seed=options.seed)
     limits = ExampleOptions(
         max_length=min(options.max_length, config.max_position_embeddings),
@@ -157,9 +160,10 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     )
     prepared = prepare(dataset, processor, limits, max(1, options.workers))
     observer.prepared(prepared)
-    order = np.random.Generator(np.random.PCG64([options.seed, _HOLD_OUT])).permutation(len(prepared.indices))
-    held_out, trained = np.split(np.asarray(order, np.int64), [round(options.eval_split * len(order))])
-    trained.sort()
+    keys = [dataset.key(int(index)) for index in prepared.indices]
+    held_out, trained = hold_out(keys, options.eval_split, options.seed)
+    if not len(trained):
+        raise UsageError(f"training.eval_split={options.eval_split} leaves nothing to learn from")
     plan = Plan(
         prepared.tokens[trained],
         prepared.supervised_tokens[trained],
@@ -260,7 +264,11 @@ def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
 DESCRIPTION = "run.json"
 # What a resumed run may do otherwise than before: it changes no loss.
 _MAY_CHANGE = ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding", "eval_answers")
-_HOLD_OUT = 0x5EED  # sets the draw of held-out samples apart from that of their order
+# Of the profile, beside its `training`, what decides on weights and samples.
+_RECIPE = (
+    *("model", "dtype", "min_pixels", "max_pixels", "video", "raw_pixels"),
+    *("template", "add_vision_id", "system", "weight_layout"),
+)
 
 
 def description(run: Run) -> dict[str, Any]:
@@ -279,6 +287,17 @@ def description(run: Run) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
         | {"paddle": paddle.__version__},
     }
+
+
+def changed(before: dict[str, Any], run: Run) -> str | None:
+    """What of the run is not as `before`, the description of the one it is to go on with, says: its key, or None."""
+    now = json.loads(json.dumps(description(run)))
+    for key in ("data_fingerprint", "training", "steps"):
+        if before.get(key) != now[key]:
+            return key
+    # A description of an earlier qvl lacks what was no part of profiles then.
+    was = before.get("profile", {})
+    return next((key for key in _RECIPE if key in was and was[key] != now["profile"][key]), None)
 
 
 def write_description(run: Run) -> None:

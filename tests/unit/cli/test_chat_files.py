@@ -88,3 +88,6 @@ def test_an_export_reads_as_markdown_with_pictures(talk: Talk) -> None:
     talk.say("/export pages/talk.md")
     assert "![cat.png](talk-1.png)" in Path("pages/talk.md").read_text()
     assert PILImage.open("pages/talk-1.png").size == (200, 100)
+    Path("pages/other-1.png").write_bytes(b"mine")
+    assert "other-1.png, for a picture of it, is already there" in talk.fail("/export pages/other.md")
+    assert Path("pages/other-1.png").read_bytes() == b"mine" and not Path("pages/other.md").exists()

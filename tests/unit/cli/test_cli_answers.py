@@ -221,8 +221,34 @@ def test_options_do_not_override_what_a_message_says(
 def test_a_published_model_brings_its_own_profile(run: Run, script: Script) -> None:
     run("-p", "x", "--model", "Qwen/Qwen2-VL-7B")
     assert script.profile.name == "7b-base"
+    run("-p", "x", "--model", "72b-base")
+    assert (script.profile.name, script.profile.template) == ("72b-base", "none")
     run("-p", "x", "--model", "some/folder")
     assert (script.profile.name, script.profile.model) == ("2b", "some/folder")
+
+
+def test_a_profile_of_the_users_own_is_taken_when_it_is_named(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QVL_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "a-table.yaml").write_text("extends: 7b\nmax_pixels: 3211264\n")
+    run("-p", "x", "--model", "Qwen/Qwen2-VL-7B-Instruct")
+    assert (script.profile.name, script.profile.max_pixels) != ("a-table", 3211264) and script.profile.name == "7b"
+    run("-p", "x", "--profile", "a-table")
+    assert script.profile.max_pixels == 3211264
+
+
+@pytest.mark.usefixtures("script")
+def test_long_data_are_no_file_name(run: Run) -> None:
+    picture = "data:image/png;base64," + "A" * 10_000
+    assert run(picture, "-p", "x", "--quiet") == (0, "A cat.\n", "")
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_a_setting_that_yaml_takes_for_yes_or_no(run: Run, script: Script, word: str) -> None:
+    assert run("-p", "x", "--quiet", "--set", f"generation.speculate={word}")[0] == 0
+    assert script.profile.generation.speculate == word
 
 
 @pytest.mark.parametrize("name", ["an.gif", "an.webp", "an.png"])

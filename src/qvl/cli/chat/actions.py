@@ -199,8 +199,8 @@ def export(chat: Chat, rest: str) -> None:
     path = files.page(_one(rest, "export", "FILE.md"), chat.own_files)
     if not chat.dialogue.messages:
         raise UsageError("/export: the conversation is empty")
-    files.export(chat.dialogue, path, chat.model.profile.model)
-    chat.own_files.add(str(path.resolve()))
+    written = files.export(chat.dialogue, path, chat.model.profile.model, chat.own_files)
+    chat.own_files.update(str(file.resolve()) for file in written)
     chat.view.note(f"{_turns(chat.dialogue)} written to {path}")
 
 

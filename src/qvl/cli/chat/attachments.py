@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qvl.cli.media import check_source, clip, kind_of
+from qvl.cli.paths import local
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image, Message, Part, Text, Video
 from qvl.processing.media import CLIP_BYTES, PICTURE_BYTES, Named, describe, exists, is_url, local_path, read_source
@@ -76,7 +77,7 @@ def as_text(parts: Sequence[Part]) -> tuple[str, tuple[Image | Video, ...]]:
 def words(text: str) -> list[str]:
     """The arguments of a command: separated by spaces, quoted or escaped where they hold some."""
     whole = text.strip()
-    if whole and " " in whole and exists(Path(os.path.expanduser(whole))):  # noqa: PTH111 -- an unknown ~user
+    if whole and " " in whole and exists(local(whole)):
         return [whole]
     found = []
     for word in _WORD.finditer(whole):

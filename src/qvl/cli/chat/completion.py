@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from qvl.cli.chat.commands import COMMANDS
 from qvl.cli.chat.settings import NAMES
 from qvl.cli.media import kind_of
+from qvl.cli.paths import local
 
 # The word under the cursor: after an opening quote up to here, or what has no space that is not escaped.
 _WORD = re.compile(r"""(?:^|(?<=\s))(?:(?P<quote>["'])(?P<quoted>[^"']*)|(?P<bare>(?:\\.|[^\s\\"'])*))$""")
@@ -69,7 +69,7 @@ def _files(before: str, *, any_file: bool) -> Iterator[Offer]:
     if not typed and not before.lstrip().startswith("/"):
         return  # every word of a question could be a file
     folder, begun = os.path.split(typed)
-    place = Path(os.path.expanduser(folder or "."))  # noqa: PTH111 -- an unknown ~user
+    place = local(folder or ".")
     try:
         entries = sorted(place.iterdir())
     except (OSError, ValueError):

@@ -112,8 +112,11 @@ def _with_source(part: Image | Video, source: str | tuple[str, ...]) -> Image | 
     return dataclasses.replace(part, source=source)
 
 
-def export(dialogue: Dialogue, path: Path, model: str) -> None:
-    """Write a conversation as Markdown; pictures are links, and those without a file are written beside it."""
+def export(dialogue: Dialogue, path: Path, model: str, own: Collection[str]) -> list[Path]:
+    """Write a conversation as Markdown; pictures are links, and those without a file are written beside it.
+
+    own: files that may be written over. Returns what was written. Raises UsageError for a picture's name that is taken.
+    """
     blocks = [f"# {path.stem}", f"Model: {model}"]
     if dialogue.system is not None:
         blocks += ["## System", *_blocks(dialogue.system.parts, path, [])]
@@ -122,9 +125,14 @@ def export(dialogue: Dialogue, path: Path, model: str) -> None:
         for message in turn.messages:
             blocks += [f"## {'Answer' if message.role == 'assistant' else message.role.capitalize()}"]
             blocks += _blocks(message.parts, path, beside)
-    for number, picture in enumerate(beside, 1):
-        _write_bytes(_beside(path, number), read_source(_bytes_of(picture)), "/export")
+    pictures = [_beside(path, number) for number in range(1, len(beside) + 1)]
+    for place in pictures:
+        if place.exists() and str(place.resolve()) not in own:
+            raise UsageError(f"/export {path}: {place.name}, for a picture of it, is already there; take another name")
+    for place, picture in zip(pictures, beside, strict=True):
+        _write_bytes(place, read_source(_bytes_of(picture)), "/export")
     _write(path, "\n\n".join(blocks) + "\n", "/export")
+    return [path, *pictures]
 
 
 def _blocks(parts: Iterable[Part], path: Path, beside: list[Image]) -> list[str]:

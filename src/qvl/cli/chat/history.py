@@ -10,6 +10,8 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory
 
+from qvl.cli.paths import local
+
 _NAME = "chat-history"
 _LARGEST = 1 << 20  # bytes; of a larger file the older half is left out
 
@@ -17,7 +19,7 @@ _LARGEST = 1 << 20  # bytes; of a larger file the older half is left out
 def history_file() -> Path | None:
     """`$QVL_HOME/chat-history`, else in the platform's folder for state; None without a home."""
     if os.environ.get("QVL_HOME"):
-        return Path(os.path.expanduser(os.environ["QVL_HOME"])) / _NAME  # noqa: PTH111 -- an unknown ~user
+        return local(os.environ["QVL_HOME"]) / _NAME
     try:
         home = Path.home()
     except RuntimeError:

@@ -71,7 +71,9 @@ class Fill:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Answered by each with the bytes that are free on its device."""
+    """Answered by each with the bytes that are free on its device. dropped: as of Forward."""
+
+    dropped: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection, Listener, wait
 from typing import IO, Any
 
-from qvl.environment import physical_cores
+from qvl.environment import threads
 from qvl.errors import DeviceError, QvlError
 from qvl.runtime.split import calls
 
@@ -86,10 +86,10 @@ class Crew:
 
     def _environment(self, rank: int, device: str, ends: Sequence[str]) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        cores = str(max(1, physical_cores() // len(self.devices)))
+        share = str(max(1, threads() // len(self.devices)))
         return {
-            "QVL_THREADS": cores,
             **own,
+            "QVL_THREADS": share,
             "PADDLE_TRAINER_ID": str(rank),
             "PADDLE_TRAINERS_NUM": str(len(ends)),
             "PADDLE_TRAINER_ENDPOINTS": ",".join(ends),

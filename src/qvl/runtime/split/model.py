@@ -99,7 +99,8 @@ class SplitModel:
 
     def free_memory(self) -> int:
         """Bytes that are free on the device that has least; on a CPU, which all share, the part of each."""
-        free: int = min(self._crew.ask(calls.FreeMemory()))
+        dropped, self._dropped = self._dropped, []
+        free: int = min(self._crew.ask(calls.FreeMemory(dropped)))
         return free // self.size if self.placement.device == "cpu" else free
 
     def peak_memory(self) -> int:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Worker:
         if isinstance(call, calls.Load):
             return self._load(call)
         if isinstance(call, calls.FreeMemory):
+            self._forget(call.dropped)
             return available_bytes()
         if isinstance(call, calls.PeakMemory):
             return peak_bytes()
@@ -71,12 +73,15 @@ class Worker:
             apply_adapter(self._model, Adapter.open(adapter), scale)
 
     def _forward(self, model: Qwen2VL, call: calls.Forward) -> npt.NDArray[np.float32]:
-        for number in call.dropped:
-            self._caches.pop(number, None)
+        self._forget(call.dropped)
         inputs = {name: None if array is None else paddle.to_tensor(array) for name, array in call.inputs.items()}
         caches = None if call.caches is None else [self._cache(model, state) for state in call.caches]
         logits: npt.NDArray[np.float32] = model(ModelInputs(lengths=call.lengths, **inputs), caches).numpy()
         return logits
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._caches.pop(number, None)
 
     def _cache(self, model: Qwen2VL, state: calls.CacheState) -> KVCache:
         cache = self._caches.get(state.number)

@@ -1,0 +1,31 @@
+"""Paths as users write them, and the places that a command will write to."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from qvl.errors import DeviceError, UsageError
+
+_PLOT_ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+
+
+def local(path: str | Path) -> Path:
+    """The path with `~` for the home folder, which a shell leaves alone behind `--name=` and in quotes."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+
+
+def check_file(flag: str, path: Path) -> None:
+    """Before anything takes its time. Raises UsageError where no file could be written."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise UsageError(f"{flag} {path}: is no place for a file")
+
+
+def check_plot(path: Path) -> None:
+    """As `check_file`, for --plot. Raises DeviceError without matplotlib, which is in an extra of its own."""
+    if path.suffix.lower() not in _PLOT_ENDINGS:
+        raise UsageError(f"--plot {path}: the name must end with one of {', '.join(_PLOT_ENDINGS)}")
+    check_file("--plot", path)
+    if find_spec("matplotlib") is None:
+        raise DeviceError("--plot needs matplotlib: pip install 'qvl[plot]'")
