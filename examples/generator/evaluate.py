@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from examples.generator.clips import write_clip
 from examples.generator.drawing import Box
@@ -30,13 +31,23 @@ IOU = 0.7
 def is_right(turn: Turn, answer: str, size: tuple[int, int] | None = None) -> bool:
     """answer: with its grounding marks. size: (width, height) of the picture, for boxes."""
     if turn.boxes and size is not None:
-        found, wanted = parse_boxes(answer), parse_boxes(turn.answer)
-        return [box.label for box in found] == [box.label for box in wanted] and all(
-            iou(got.bounds, box, size) >= IOU for got, box in zip(found, turn.boxes, strict=True)
-        )
+        labels = [[box.label for box in parse_boxes(text)] for text in (answer, turn.answer)]
+        return labels[0] == labels[1] and boxes_right(turn, answer, size) == len(turn.boxes)
     if turn.task in ("describe", "detail"):
         return _things(answer) == _things(turn.answer)
     return answer.strip() == turn.answer
+
+
+def boxes_right(turn: Turn, answer: str, size: tuple[int, int]) -> int:
+    """How many of the things asked for have a box of their name that covers them; each box counts for one of them."""
+    found = parse_boxes(answer)
+    right = 0
+    for wanted, box in zip(parse_boxes(turn.answer), turn.boxes, strict=True):
+        fits = [one for one in found if one.label == wanted.label and iou(one.bounds, box, size) >= IOU]
+        if fits:
+            right += 1
+            found.remove(fits[0])
+    return right
 
 
 def iou(bounds: tuple[int, int, int, int], box: Box, size: tuple[int, int]) -> float:
@@ -71,8 +82,17 @@ def samples(count: int, split: str = SPLIT) -> Iterator[Sample]:
     return (sample(split, number, turns=1) for number in range(count))
 
 
-def judge(engine: Engine, wanted: Iterator[Sample], batch: int = 16) -> Iterator[tuple[Turn, str, bool]]:
-    """Each question with the answer it got and whether that is right."""
+class Judged(NamedTuple):
+    """A question, the answer it got, whether that is right, and how many of its boxes are."""
+
+    turn: Turn
+    answer: str
+    good: bool
+    boxes: int
+
+
+def judge(engine: Engine, wanted: Iterator[Sample], batch: int = 16) -> Iterator[Judged]:
+    """Each question as it is answered."""
     sampling = engine.sampling(temperature=0.0, max_new_tokens=256)
     with tempfile.TemporaryDirectory() as folder:
         while group := list(islice(wanted, batch)):
@@ -80,7 +100,9 @@ def judge(engine: Engine, wanted: Iterator[Sample], batch: int = 16) -> Iterator
             for made, answer in zip(group, answers, strict=True):
                 turn = made.turns[0]
                 size = made.images[0].size if made.images else None
-                yield turn, answer.marked_text, is_right(turn, answer.marked_text, size)
+                text = answer.marked_text
+                boxes = boxes_right(turn, text, size) if turn.boxes and size is not None else 0
+                yield Judged(turn, text, is_right(turn, text, size), boxes)
 
 
 def table(right: Counter[str], asked: Counter[str]) -> str:
@@ -102,13 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     shown = 0
-    for turn, answer, good in judge(engine, samples(options.samples)):
+    boxes = [0, 0]  # right, asked for
+    for turn, answer, good, found in judge(engine, samples(options.samples)):
+        boxes = [boxes[0] + found, boxes[1] + len(turn.boxes)]
         asked[turn.task] += 1
         right[turn.task] += good
         if not good and shown < options.wrong:
             shown += 1
             print(f"{turn.task}: {turn.question}\n  expected {turn.answer}\n  answered {answer}")
     print(table(right, asked))
+    print(f"\nof {boxes[1]} boxes, of one thing or of all, {boxes[0] / max(1, boxes[1]):.1%} are right")
     if options.json is not None:
         counts = {task: {"asked": asked[task], "right": right[task]} for task in sorted(asked)}
         options.json.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")

@@ -113,7 +113,7 @@ def test_held_out_pictures_are_answered_as_the_documentation_says(width: str) ->
         counts["asked"] for counts in reported.values()
     )
     engine = Engine.load("demo", quantize=width)
-    outcome = Counter(good for _, _, good in judge(engine, samples(200)))
+    outcome = Counter(judged.good for judged in judge(engine, samples(200)))
     # Three standard deviations of 200 draws.
     assert outcome[True] / 200 > expected - 3 * (expected * (1 - expected) / 200) ** 0.5
 

@@ -14,7 +14,7 @@ from examples.generator.__main__ import record
 from examples.generator.clips import clip
 from examples.generator.curve import means
 from examples.generator.drawing import Box
-from examples.generator.evaluate import SPLIT, iou, is_right
+from examples.generator.evaluate import SPLIT, boxes_right, iou, is_right
 from examples.generator.samples import FEW, LAST, TRAIN, sample
 from examples.generator.scenes import COLOURS, shapes_scene
 from examples.generator.start import DEMO, STREAM, attention_biases, attention_weights, learn_merges, word_rows
@@ -85,6 +85,10 @@ def test_an_answer_is_right_by_what_it_says() -> None:
     assert not is_right(box, marks.format("star", 200), size)
     assert not is_right(box, marks.format("circle", 100), size)
     assert not is_right(box, "There is no star.", size)
+    two = Turn("all boxes", "", marks.format("star", 100) * 2, (Box(20, 80, 60, 160), Box(100, 80, 140, 160)))
+    assert boxes_right(two, marks.format("star", 100) * 2, size) == 1, "a box is of one thing"
+    assert boxes_right(two, marks.format("star", 100) + marks.format("circle", 500), size) == 1
+    assert boxes_right(box, "There is no star.", size) == 0
 
 
 def test_a_text_tells_where_its_characters_are() -> None:
