@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+
+from qvl.cli import main
 
 ANSWERS = (
     "A red cat.",
@@ -44,6 +47,22 @@ def noise(seed: int) -> Image.Image:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "qvl.cli", *arguments]
+
+
+def finetune_here(
+    capfd: pytest.CaptureFixture[str],
+    data: Path,
+    out: Path,
+    model: str | Path,
+    *arguments: str,
+    file: str = "data.json",
+) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what ends before anything is trained: to start a program takes many seconds."""
+    line = ["finetune", "--data", str(data / file), "-o", str(out), "--model", str(model), *arguments]
+    capfd.readouterr()
+    code = main(line)
+    said = capfd.readouterr()
+    return subprocess.CompletedProcess(line, code, said.out, said.err)
 
 
 def finetune(

@@ -18,7 +18,7 @@ from PIL import Image
 from qvl import ops
 from qvl.cli import main
 from qvl.training.checkpoints import last_checkpoint, list_checkpoints
-from tests.training.runs import ANSWERS, FULL, LORA, command, finetune, losses, noise, wait_for_steps
+from tests.training.runs import ANSWERS, FULL, LORA, command, finetune, finetune_here, losses, noise, wait_for_steps
 
 pytestmark = pytest.mark.slow  # programs are started
 
@@ -94,8 +94,10 @@ def test_an_adapter_answers_word_for_word_merged_and_not(
     assert len(answers) > 2
 
 
-def test_a_dry_run_estimates_and_writes_nothing(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--dry-run")
+def test_a_dry_run_estimates_and_writes_nothing(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *LORA, "--dry-run")
     assert (run.returncode, run.stdout) == (0, "")
     assert "8 of 8 samples" in run.stderr and "GiB: weights" in run.stderr and "parameters learn" in run.stderr
     assert not (tmp_path / "out").exists()
@@ -117,40 +119,48 @@ def test_a_sample_can_be_looked_at(data: Path, tiny_checkpoint: Path, capsys: py
     ],
 )
 def test_a_broken_sample_stops_the_run_before_it_starts(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path, change: dict[str, Any], words: str
+    data: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    words: str,
 ) -> None:
     records = json.loads((data / "data.json").read_text())
     records[3].update(change)
     bad = data / "bad.json"
     bad.write_text(json.dumps(records))
-    line = command("finetune", "--data", str(bad), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint), *LORA)
-    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    run = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *LORA, file="bad.json")
     assert run.returncode in (1, 2) and run.stderr.count("\n") == 1
     assert "bad.json" in run.stderr and "3" in run.stderr and words in run.stderr
-    skipped = subprocess.run(
-        [*line, "--set", "training.on_bad_sample=skip", "--dry-run"], capture_output=True, text=True
-    )
+    flags = [*LORA, "--set", "training.on_bad_sample=skip", "--dry-run"]
+    skipped = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *flags, file="bad.json")
     assert skipped.returncode == 0 and "7 of 8 samples" in skipped.stderr
 
 
-def test_an_output_that_cannot_be_written_is_noticed_first(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_noticed_first(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    run = finetune(data, tmp_path / "file" / "out", tiny_checkpoint, *LORA)
+    run = finetune_here(capfd, data, tmp_path / "file" / "out", tiny_checkpoint, *LORA)
     assert run.returncode == 1 and "cannot be written" in run.stderr and run.stderr.count("\n") == 1
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2").returncode == 0
-    again = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2")
+    short = [*LORA, "--max-steps", "2"]
+    again = finetune_here(capfd, data, out, tiny_checkpoint, *short)
     assert again.returncode == 1 and "--resume" in again.stderr
-    other = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--seed", "7")
+    other = finetune_here(capfd, data, out, tiny_checkpoint, *short, "--resume", "--seed", "7")
     assert other.returncode == 2 and "cannot be resumed" in other.stderr
-    pictures = finetune(data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--set", "max_pixels=50176")
+    pictures = finetune_here(
+        capfd, data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--set", "max_pixels=50176"
+    )
     assert pictures.returncode == 2 and "max_pixels is not what it was" in pictures.stderr
-    model = finetune(data, out, Path("demo"), *LORA, "--max-steps", "2", "--resume")
+    model = finetune_here(capfd, data, out, "demo", *short, "--resume")
     assert model.returncode == 2 and "model is not what it was" in model.stderr
 
 
@@ -163,11 +173,10 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_read(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
-    line = ["--data", str(data / "data.json"), "-o", str(tmp_path / "out"), "--model", "demo", *flags]
-    assert main(["finetune", *line]) == 2
-    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+    run = finetune_here(capfd, data, tmp_path / "out", "demo", *flags)
+    assert run.returncode == 2 and words in run.stderr and not (tmp_path / "out").exists()
 
 
 def test_held_out_samples_are_judged_and_the_best_checkpoint_stays(
@@ -205,14 +214,15 @@ def test_answers_during_training_are_those_of_qvl_infer_afterwards(
         assert f"sample {number}: " in run.stderr
 
 
-def test_answers_need_samples_that_are_held_out(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--set", "training.eval_answers=2")
+def test_answers_need_samples_that_are_held_out(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *LORA, "--set", "training.eval_answers=2")
     assert run.returncode == 2 and "training.eval_split" in run.stderr
 
 
-def test_a_profile_for_inference_is_refused(data: Path, tmp_path: Path) -> None:
-    line = command("finetune", "--data", str(data / "data.json"), "-o", str(tmp_path), "--profile", "2b")
-    run = subprocess.run(line, capture_output=True, text=True, timeout=120)
+def test_a_profile_for_inference_is_refused(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = finetune_here(capfd, data, tmp_path, "demo", "--profile", "2b")
     assert run.returncode == 2 and "2b-lora" in run.stderr
 
 

@@ -17,7 +17,7 @@ from qvl.model.part import Part
 from qvl.model.shapes import FULL_72B, TINY
 from qvl.training.parts import Arrangement
 from tests.conftest import CheckpointOf
-from tests.training.runs import FULL, LORA, assert_same_run, command, finetune, losses
+from tests.training.runs import FULL, LORA, assert_same_run, command, finetune, finetune_here, losses
 
 ROOT = Path(__file__).parents[2]
 # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
@@ -133,9 +133,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
     ],
 )
 def test_refusals_come_in_one_line(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path, flags: list[str], message: str
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, *flags, "--dry-run")
+    run = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *LORA, *flags, "--dry-run")
     assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1
 
 

@@ -17,7 +17,7 @@ from qvl.profile_training import LoraOptions, TrainingOptions
 from qvl.training.run import estimate_training
 from qvl.training.shards import Shards, own_stage, share_out, whole_shapes
 from tests.conftest import CheckpointOf
-from tests.training.runs import FULL, LORA, assert_same_run, finetune, losses
+from tests.training.runs import FULL, LORA, assert_same_run, finetune, finetune_here, losses
 
 # With a small epsilon Adam's first steps are signs of gradients, and turn rounding into whole steps.
 STEADY = ["--set", "training.adam_epsilon=1e-2", "--set", "training.learning_rate=3e-4"]
@@ -97,9 +97,9 @@ def test_a_run_goes_on_with_another_stage_and_number(
     ],
 )
 def test_refusals_come_in_one_line(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path, flags: list[str], message: str
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    run = finetune(data, tmp_path / "out", tiny_checkpoint, *FULL, *flags, "--dry-run")
+    run = finetune_here(capfd, data, tmp_path / "out", tiny_checkpoint, *FULL, *flags, "--dry-run")
     assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1, run.stderr
 
 
