@@ -16,7 +16,7 @@ from examples.generator.curve import means
 from examples.generator.drawing import Box
 from examples.generator.evaluate import SPLIT, boxes_right, iou, is_right
 from examples.generator.samples import FEW, LAST, TRAIN, sample
-from examples.generator.scenes import COLOURS, shapes_scene
+from examples.generator.scenes import COLOURS, outdoor_scene, shapes_scene
 from examples.generator.start import DEMO, STREAM, attention_biases, attention_weights, learn_merges, word_rows
 from examples.generator.tower import (
     COLOUR_NAMES,
@@ -169,7 +169,7 @@ def test_the_words_that_a_tower_tells_are_a_token_each(tmp_path: Path) -> None:
 
 def test_an_answer_names_a_thing_before_it_tells_of_it() -> None:
     told = {
-        "count": r"I see .+: (\d|no) .+\.",
+        "count": r"Looking for .+, I see .+: (\d|no) .+\.",
         "is there": r"Looking for an? .+: (yes, there is|no, there is none)\.",
     }
     seen = dict.fromkeys(told, 0)
@@ -187,6 +187,8 @@ def test_what_is_counted_aloud_is_what_is_said_to_be_there() -> None:
         for turn in sample(TRAIN, number).turns:
             if turn.task == "count":
                 aloud, _, said = turn.answer.rpartition(": ")
+                wanted = aloud.removeprefix("Looking for ").partition(",")[0]
+                assert said.rstrip(".").split(maxsplit=1)[1] in (wanted, wanted.removesuffix("s"), wanted[:-2])
                 numbers = [int(count) for count in re.findall(r"\((\d)\)", aloud)]
                 assert numbers == list(range(1, len(numbers) + 1))
                 assert said.split()[0] == (str(len(numbers)) if numbers else "no")
@@ -195,10 +197,24 @@ def test_what_is_counted_aloud_is_what_is_said_to_be_there() -> None:
     assert {0, 1, 2, 3} <= set(seen)
 
 
-def test_a_difference_follows_from_what_is_in_which_picture() -> None:
+def test_it_is_clear_which_thing_outdoors_comes_first() -> None:
+    counts = set()
+    for number in range(200):
+        things = outdoor_scene(np.random.default_rng(number)).things
+        counts.add(len(things))
+        for one, other in pairwise(things):
+            if (one.kind in ("sun", "cloud")) == (other.kind in ("sun", "cloud")):
+                assert other.box.centre[0] - one.box.centre[0] > 0.25 * min(one.box.width, other.box.width)
+            else:
+                assert one.kind in ("sun", "cloud"), "the sky is told first"
+    assert counts == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("split", [TRAIN, LAST])
+def test_a_difference_follows_from_what_is_in_which_picture(split: str) -> None:
     seen = set()
     for number in range(400):
-        for turn in sample(TRAIN, number).turns:
+        for turn in sample(split, number).turns:
             if turn.task == "compare" and turn.answer.startswith("I see "):
                 found = re.findall(r"an? (\w+ \w+) in (both|the first|the second)", turn.answer)
                 alone = {
