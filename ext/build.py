@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,11 +82,13 @@ def find_paddle() -> Paddle:
     )
 
 
-def find_compiler() -> str:
+def find_compiler() -> list[str]:
+    """The command: CXX may have a launcher before the compiler and flags behind it, such as "ccache g++"."""
     asked = os.environ.get("CXX", "")
     for name in [asked] if asked else ["g++", "clang++", "c++"]:
-        if name and (found := shutil.which(name.split()[0])):
-            return found
+        words = shlex.split(name)
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
     raise CannotBuild(f"CXX={asked} was not found" if asked else "no C++ compiler (g++ or clang++) was found")
 
 
@@ -100,13 +103,13 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def levels_of(compiler: str) -> dict[str, list[str]]:
+def levels_of(compiler: list[str]) -> dict[str, list[str]]:
     """Levels that this compiler can make for this architecture, and their flags."""
     levels: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return levels
     for name, flags in LEVELS_X86.items():
-        probe = [compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
+        probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
         if subprocess.run(probe, input="#include <immintrin.h>\n", text=True, capture_output=True).returncode == 0:
             levels[name] = flags
     return levels
@@ -128,14 +131,14 @@ def sources_for(levels: dict[str, list[str]]) -> list[tuple[Path, str | None]]:
     return sorted(compilations, key=lambda pair: (pair[0].parent.name != "paddle", str(pair[0])))
 
 
-def compile_all(compiler: str, paddle: Paddle, folder: Path, jobs: int) -> list[Path]:
+def compile_all(compiler: list[str], paddle: Paddle, folder: Path, jobs: int) -> list[Path]:
     """Object files of all compilations; those whose command and sources did not change are kept from last time."""
     levels = levels_of(compiler)
     defines = [f"-DQVL_HAS_{name.upper()}" for name in levels if name != "portable"]
 
     def one(compilation: tuple[Path, str | None]) -> Path:
         source, level = compilation
-        command = [compiler, *COMMON, *defines, "-I", str(HERE / "include")]
+        command = [*compiler, *COMMON, *defines, "-I", str(HERE / "include")]
         if level is not None:
             command += [*levels[level], f"-DQVL_LEVEL={level}"]
         if source.parent.name == "paddle":
@@ -195,7 +198,7 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
     if not force and up_to_date(output, paddle):
         return False
     if say:
-        print(f"building the native ops with {Path(compiler).name} ...", file=sys.stderr, flush=True)
+        print(f"building the native ops with {name_of(compiler)} ...", file=sys.stderr, flush=True)
     begun, sources = time.monotonic(), source_hash()  # before reading them: one that changes meanwhile shows as newer
     cache = Path(os.environ.get("QVL_BUILD_DIR") or _cache_folder())
     cache.mkdir(parents=True, exist_ok=True)
@@ -203,7 +206,7 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
     output.mkdir(parents=True, exist_ok=True)
     library = output / library_name()
     made = library.with_name(f"{library.name}.{os.getpid()}.tmp")
-    link = [compiler, "-shared", "-o", str(made), *map(str, objects), "-pthread"]
+    link = [*compiler, "-shared", "-o", str(made), *map(str, objects), "-pthread"]
     link += [f"-L{paddle.core.parent}", f"-L{paddle.libs}", "-l:libpaddle.so", "-Wl,--no-as-needed"]
     _run(link)
     made.replace(library)
@@ -218,16 +221,28 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
 
 
 def _cache_folder() -> Path:
-    """Where object files are kept: build/ of a checkout, else a temporary folder."""
+    return build_folder() / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+
+def build_folder() -> Path:
+    """build/ of a checkout, else the user's own cache: what lies in a folder that all can write to may be anyone's."""
     root = HERE.parent
     if (root / "pyproject.toml").exists() and os.access(root, os.W_OK):
-        return root / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-    return Path(tempfile.gettempdir()) / f"qvl-native-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        return root / "build"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qvl" / "build"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.mkdtemp(prefix="qvl-build-"))
 
 
-def _version_of(compiler: str) -> str:
-    lines = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
-    return lines[0] if lines else compiler
+def name_of(compiler: list[str]) -> str:
+    """The command as people know it."""
+    return " ".join([Path(compiler[0]).name, *compiler[1:]])
+
+
+def _version_of(compiler: list[str]) -> str:
+    lines = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    return lines[0] if lines else name_of(compiler)
 
 
 def main() -> int:

@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,20 +68,20 @@ class Target:
         return "emulated" if self.emulated else " ".join(self.architectures)
 
 
-def find_nvcc() -> str:
+def find_nvcc() -> list[str]:
     asked = os.environ.get("NVCC", "")
     homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
     places = [asked] if asked else [*(str(Path(home, "bin", "nvcc")) for home in homes if home), "nvcc"]
     for place in [*places, *([] if asked else ["/usr/local/cuda/bin/nvcc"])]:
         if found := shutil.which(place):
-            return found
+            return [found]
     raise CannotBuild(f"NVCC={asked} was not found" if asked else "no CUDA compiler (nvcc) was found")
 
 
-def _version_of(compiler: str) -> str:
+def _version_of(compiler: list[str]) -> str:
     """nvcc says its name first and its version further down."""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
-    return next((line for line in said if ", release " in line), said[0] if said else compiler)
+    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    return next((line for line in said if ", release " in line), said[0] if said else native.name_of(compiler))
 
 
 def source_hash(*more: Path) -> str:
@@ -105,13 +104,13 @@ def sources_of(target: Target) -> list[Path]:
     return [*([HERE / "cuda" / "emulated" / "block.cc"] if target.emulated else []), *files]
 
 
-def command_of(target: Target, compiler: str) -> list[str]:
+def command_of(target: Target, compiler: list[str]) -> list[str]:
     if target.emulated:
         how = [*EMULATED, "-x", "c++"]
     else:
         how = [*CUDA, *_codes(target.architectures), *(["-lineinfo"] if target.lines else [])]
     said = target.said_architectures
-    return [compiler, *how, f'-DQVL_CUDA_ARCHITECTURES="{said}"', "-I", str(HERE / "include")]
+    return [*compiler, *how, f'-DQVL_CUDA_ARCHITECTURES="{said}"', "-I", str(HERE / "include")]
 
 
 def _codes(architectures: tuple[str, ...]) -> list[str]:
@@ -122,7 +121,7 @@ def _codes(architectures: tuple[str, ...]) -> list[str]:
     return [f"--generate-code=arch=compute_{number},code=[{','.join(names)}]" for number, names in generations.items()]
 
 
-def compile_all(target: Target, compiler: str, folder: Path, jobs: int) -> list[Path]:
+def compile_all(target: Target, compiler: list[str], folder: Path, jobs: int) -> list[Path]:
     """Object files; those whose command and sources did not change are kept from last time."""
     command = command_of(target, compiler)
     kind = "emulated" if target.emulated else "-".join(target.architectures)
@@ -146,9 +145,9 @@ def compile_all(target: Target, compiler: str, folder: Path, jobs: int) -> list[
         return list(pool.map(one, sources_of(target)))
 
 
-def _link(target: Target, compiler: str, objects: list[Path]) -> None:
+def _link(target: Target, compiler: list[str], objects: list[Path]) -> None:
     made = target.library.with_name(f"{target.library.name}.{os.getpid()}.tmp")
-    command = [compiler, "-shared", "-o", str(made), *map(str, objects)]
+    command = [*compiler, "-shared", "-o", str(made), *map(str, objects)]
     if target.emulated:
         command += ["-pthread", "-Wl,-z,defs"]
     else:
@@ -177,7 +176,7 @@ def build(target: Target, *, jobs: int | None = None, force: bool = False, say: 
             return False
         begun = time.monotonic()
         if say:
-            print(f"building the ops of a GPU with {Path(compiler).name} ...", file=sys.stderr, flush=True)
+            print(f"building the ops of a GPU with {native.name_of(compiler)} ...", file=sys.stderr, flush=True)
         objects = compile_all(target, compiler, folder, jobs or os.cpu_count() or 1)
         _link(target, compiler, objects)
         target.stamp.write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
@@ -199,19 +198,11 @@ def package_folder() -> Path:
     return checkout if checkout.exists() else HERE.parent
 
 
-def build_folder() -> Path:
-    """build/ of a checkout, else a temporary folder."""
-    root = HERE.parent
-    if (root / "pyproject.toml").exists() and os.access(root, os.W_OK):
-        return root / "build"
-    return Path(tempfile.gettempdir()) / f"qvl-cuda-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-
-
 def _object_folder(target: Target) -> Path:
     """One for each kind: who waits for nvcc to end need not wait for g++ to begin."""
     asked = os.environ.get("QVL_BUILD_DIR")
     kind = ["cuda", *(["emulated"] if target.emulated else []), *(["probe"] if target.sources else target.ops)]
-    return (Path(asked) if asked else build_folder()) / "-".join(kind)
+    return (Path(asked) if asked else native.build_folder()) / "-".join(kind)
 
 
 @contextlib.contextmanager
@@ -233,7 +224,7 @@ def main() -> int:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="of: %(default)s and others")
     parser.add_argument("--ops", default="", help="only these files of cuda/, as in: norm,activation")
     options = parser.parse_args()
-    output = options.output or (build_folder() if options.emulated else package_folder())
+    output = options.output or (native.build_folder() if options.emulated else package_folder())
     target = Target(output, options.emulated, _names(options.architectures), _names(options.ops))
     try:
         build(target, jobs=options.jobs, force=options.force)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,62 @@ def test_another_tools_cache_is_checked_and_repaired_in_a_copy(hub: Hub, run: Ru
     assert blob.read_bytes() == broken, "the other tool's files are its own"
     assert (store / hub.model / SHARDS[1]).samefile(snapshot / SHARDS[1])
     assert locate(hub.model) == store / hub.model
+
+
+def test_a_cache_without_links_is_checked_by_what_its_source_says(hub: Hub, run: Run, home: Path, store: Path) -> None:
+    """As on Windows: files have their own names there, and nothing tells their digests."""
+    hub.commit = "c" * 40  # that of the snapshot
+    snapshot = cached(hub, home)
+    for path in snapshot.iterdir():
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+    assert run("--verify", "2b")[0] == 0
+    damage(snapshot / BIG)
+    code, _, err = run("--verify", "2b", "--offline")
+    assert code == 1 and "keeps no digests" in err
+    code, out, _ = run("--verify", "2b")
+    assert code == 0 and "1 repaired" in out and is_model(store / hub.model, hub)
+
+
+def test_pickled_weights_of_another_tool_do_not_keep_others_away(hub: Hub, run: Run, home: Path, store: Path) -> None:
+    other = home / ".paddlenlp" / "models" / hub.model
+    other.mkdir(parents=True)
+    for name in NEEDED:
+        (other / name).write_bytes(hub.files[name])
+    (other / "model_state.pdparams").write_bytes(b"pickle")
+    assert run("2b")[0] == 0
+    assert is_model(store / hub.model, hub) and locate(hub.model) == store / hub.model
+
+
+def test_a_cache_that_may_not_be_read_is_none(
+    hub: Hub, run: Run, home: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(hub, home)
+    real = Path.read_text
+
+    def read_text(path: Path, *arguments: Any, **choices: Any) -> str:
+        if path.name == "main" and path.parent.name == "refs":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **choices)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert run("2b")[0] == 0 and is_model(store / hub.model, hub)
+    assert run("--list")[0] == 0 and locate(hub.model) == store / hub.model
+
+
+def test_a_link_to_a_folder_is_followed_and_a_disk_is_refused(
+    hub: Hub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big")
+    assert run("2b", "--dir", str(tmp_path / "link"))[0] == 0
+    assert is_model(tmp_path / "big", hub) and (tmp_path / "link").is_symlink()
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    hub.asked.clear()
+    code, _, err = run("2b", "--dir", str(tmp_path / "disk"))
+    assert code == 1 and "name a folder inside it" in err and not hub.asked
 
 
 def test_verifying_everything_takes_every_model(hub: Hub, run: Run, store: Path) -> None:

@@ -37,6 +37,21 @@ def test_a_bare_vocabulary_gets_qwens_special_tokens_behind_it(folder: Path, who
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
+def test_what_a_training_run_left_in_the_file_cuts_no_prompt(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    stored = json.loads((tiny_checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    stored["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert Tokenizer.from_folder(tmp_path).encode(TEXT) == Tokenizer.from_folder(tiny_checkpoint).encode(TEXT)
+
+
 def test_the_published_vocabulary_would_end_where_its_special_tokens_begin(folder: Path) -> None:
     vocab = json.loads((folder / "vocab.json").read_text())
     vocab |= {f"Ġ~{number}": number for number in range(len(vocab), 151643)}

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Video
 from qvl.processing import clip, pillow
+from qvl.processing.clip_worker import AvReader
 from qvl.processing.image import ImageOptions, frames_to_patches
 from qvl.processing.media import open_source
 from qvl.processing.prompt import Vision
@@ -266,6 +267,28 @@ def test_sound_without_pictures_and_no_frames_at_all(tmp_path: Path) -> None:
     assert refusal(tmp_path / "missing.mp4") == f"{tmp_path / 'missing.mp4'}: no such file"
     (tmp_path / "empty.mp4").touch()
     assert refusal(tmp_path / "empty.mp4") == f"{tmp_path / 'empty.mp4'}: is empty"
+
+
+def test_frames_before_the_first_key_frame(tmp_path: Path) -> None:
+    """As in a recording that begins in the middle: the first frame that decodes stands for them, and no later one."""
+    path = grey_clip(tmp_path / "a.mp4", frames=24, step=10)
+    reader = AvReader(str(path))
+    assert len(reader.keys) == 3
+    reader.keys = reader.keys[1:]
+    shown = [round(float(frame.mean()) / 10) for frame in reader.read([0, 2, 5, 21])]
+    reader.close()
+    assert shown == [0, 2, 5, 21]
+
+
+def test_the_pictures_of_a_motion_jpeg_are_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV reads them; decord says that it cannot."""
+    monkeypatch.setenv("QVL_VIDEO_READER", "av")
+    pictures = [io.BytesIO() for _ in range(8)]
+    for number, file in enumerate(pictures):
+        PILImage.new("RGB", (64, 64), (30 * number,) * 3).save(file, "JPEG")
+    path = tmp_path / "camera.mjpeg"
+    path.write_bytes(b"".join(file.getvalue() for file in pictures))
+    assert see(path, nframes=8).grid_thw[0] == 4
 
 
 def test_a_reader_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def _request(name: str, options: DownloadOptions) -> Request:
         raise UsageError(f"--jobs is {options.jobs}; expected a whole number of at most {_MOST_JOBS}")
     return Request(
         model=named.model,
-        folder=local(options.folder).absolute() if options.folder is not None else None,
+        folder=local(options.folder).resolve() if options.folder is not None else None,
         sources=chosen_order(options.source, named.source),
         jobs=options.jobs or JOBS,
         offline=options.offline,
@@ -213,7 +213,7 @@ def _request_of_folder(options: DownloadOptions) -> Request:
 
     from qvl.hub import manifest
 
-    folder = local(options.folder or ".").absolute()
+    folder = local(options.folder or ".").resolve()
     record = manifest.read(folder)
     if record is None and options.names:
         return _request(options.names[0], options)

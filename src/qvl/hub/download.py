@@ -18,7 +18,7 @@ from qvl.hub.parallel import fetch_all
 from qvl.hub.progress import Watcher
 from qvl.hub.remote import Listing, RemoteFile, SourceError, total
 from qvl.hub.sources import Source, parse_order
-from qvl.hub.store import is_whole, partial_folder
+from qvl.hub.store import is_pickled, is_whole, partial_folder
 from qvl.hub.transfer import arrived, cannot_write, part_path, whole_path
 from qvl.hub.web import Patience, Web
 from qvl.network import is_offline
@@ -116,7 +116,8 @@ def _already(request: Request) -> Got | None:
         return Got(request.model, request.target, "qvl")
     if request.folder is None and not request.own:
         for place in places.places(request.model):
-            if is_whole(place.folder):
+            # Pickled weights are no reason not to get others, which load without running anybody's code.
+            if is_whole(place.folder) and (place.keeper == "qvl" or not is_pickled(place.folder)):
                 return Got(request.model, place.folder, place.keeper)
     return None
 
@@ -126,6 +127,8 @@ def _check_free_of_others(target: Path) -> None:
     with _writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and manifest.read(target) is None:
             raise DownloadError(f"{target}: has something in it that qvl did not put there; name another folder")
+        if target.is_mount():  # files gather beside the folder, on another disk, and could not be put in its place
+            raise DownloadError(f"{target}: another disk begins here; name a folder inside it")
 
 
 def _from_sources(request: Request, partial: Path, watcher: Watcher) -> Got:

@@ -30,7 +30,7 @@ def find(model: str | Path) -> Path | None:
         if folder.is_dir():
             return folder
         named = places(_full_name(str(model)))
-        there = [place for place in named if (place.folder / "config.json").is_file()]
+        there = (place for place in named if (place.folder / "config.json").is_file())
         # Other tools leave folders with a few files of a model in them, which are no model.
         whole = (place.folder for place in there if place.keeper == "qvl" or is_whole(place.folder))
         return next(whole, None)

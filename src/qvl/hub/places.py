@@ -129,9 +129,10 @@ def _home() -> Path | None:
 def _snapshot(repository: Path) -> Path | None:
     """The snapshot of a Hugging Face repository folder that `main` stands for."""
     revision = repository / "refs" / "main"
-    if not revision.is_file():
+    try:
+        return repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):  # not there, or somebody else's and not for us to read
         return None
-    return repository / "snapshots" / revision.read_text(encoding="utf-8").strip()
 
 
 def _folders(folder: Path) -> list[Path]:

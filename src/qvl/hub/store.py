@@ -79,6 +79,13 @@ def is_whole(folder: Path) -> bool:
     return not record.broken(folder) if record is not None else _looks_whole(folder)
 
 
+def is_pickled(folder: Path) -> bool:
+    """Whether all that it has of weights are pickles."""
+    from qvl.model.checkpoint import find_pickle
+
+    return find_pickle(folder) is not None
+
+
 def note_use(folder: Path) -> None:
     """Remember that a model was loaded now; a folder that cannot be written stays as it is."""
     with contextlib.suppress(OSError):

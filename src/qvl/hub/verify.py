@@ -95,7 +95,9 @@ def _is_right(folder: Path, entry: FileRecord, watcher: Watcher) -> bool:
 
 
 def _verify_foreign(request: Request, place: places.Place, watcher: Watcher) -> Checked:
-    stated = _named_by_digest(place.folder) if place.keeper == "huggingface" else _asked(request, place, watcher)
+    stated = _named_by_digest(place.folder) if place.keeper == "huggingface" else []
+    if not _covers(stated, place.folder):
+        stated = _asked(request, place, watcher)
     watcher.begin([(file.path, file.size, 0) for file in stated])
     try:
         broken = [file.path for file in stated if not _is_stated(place.folder, file, watcher)]
@@ -122,13 +124,20 @@ def _named_by_digest(snapshot: Path) -> list[RemoteFile]:
     return files
 
 
+def _covers(stated: list[RemoteFile], folder: Path) -> bool:
+    """Whether all weights are stated. In a cache without links, on Windows say, files have their own names."""
+    known = {file.path for file in stated}
+    return bool(stated) and all(path.name in known for path in folder.glob("*.safetensors"))
+
+
 def _asked(request: Request, place: places.Place, watcher: Watcher) -> list[RemoteFile]:
     """What the source behind another tool's cache states now: the cache itself keeps no digests."""
     if request.may_not_ask:
         raise DownloadError(f"{place.folder}: keeps no digests of its files; they are asked for over the network")
-    source = SOURCES["modelscope" if place.keeper == "modelscope" else "bos"]
+    source = SOURCES[{"modelscope": "modelscope", "huggingface": "huggingface"}.get(place.keeper, "bos")]
+    revision = place.folder.name if place.keeper == "huggingface" else None  # a snapshot has the name of its commit
     try:
-        return list(ask(source, request, None, watcher).needed())
+        return list(ask(source, request, revision, watcher).needed())
     except SourceError as failure:
         raise DownloadError(f"{request.model} cannot be checked; {source.name}: {failure}") from None
 

@@ -132,7 +132,9 @@ def open_clip(media: Media, *, raw_pixels: bool = False) -> Animation | Clip:
     `QVL_VIDEO_READER=decord|av` chooses. Raises MediaError, and UsageError when the chosen reader is not installed.
     """
     head = media.head()
-    if head.startswith(_PILLOW_MAGIC) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
+    # To Pillow the pictures of a Motion JPEG are one picture.
+    is_motion_jpeg = Path(media.name).suffix.lower() in (".mjpeg", ".mjpg")
+    if not is_motion_jpeg and (head.startswith(_PILLOW_MAGIC) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")):
         return Animation(media, raw_pixels)
     choice = _choice()
     failure: MediaError | None = None

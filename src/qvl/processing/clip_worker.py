@@ -98,7 +98,10 @@ class AvReader:
         for index in indices:
             stamp = self.stamps[index]
             try:
-                key = self.keys[bisect_right(self.keys, stamp) - 1] if self.keys else at
+                # Before the first key frame there is nothing to skip to: the first frame that decodes stands for what
+                # is built on none.
+                number = bisect_right(self.keys, stamp)
+                key = self.keys[number - 1] if number else at
                 if key > at:  # skip what lies before the key frame that this one is built on
                     self.container.seek(key, stream=stream)
                     decoder, at, frame = self.container.decode(stream), key, None

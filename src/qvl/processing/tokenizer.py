@@ -27,6 +27,9 @@ class Tokenizer:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        # What a training run had set and saved with the vocabulary would cut prompts without a word.
+        backend.no_truncation()
+        backend.no_padding()
         # Special tokens in the text are then not recognised: they are encoded letter by letter.
         backend.encode_special_tokens = True
         self.special: dict[str, int] = {

@@ -20,7 +20,7 @@ def on_card() -> bool:
 def library() -> Path:
     """Raises CannotBuild, with what the compiler said."""
     ops = tuple(name for name in os.environ.get("QVL_GPU_TESTS_OPS", "").split(",") if name)
-    folder = build_cuda.build_folder() / "-".join(["kernels", *ops])
+    folder = build_cuda.native.build_folder() / "-".join(["kernels", *ops])
     target = build_cuda.Target(folder, emulated=not on_card(), architectures=_of_card(), ops=ops, lines=on_card())
     build_cuda.build(target, say=False)
     return target.library

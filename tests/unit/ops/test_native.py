@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,21 @@ def test_no_function_compiled_for_a_level_can_stand_in_for_another() -> None:
         for line in listed.stdout.splitlines():
             _, kind, name = line.split(" ", 2)
             assert kind not in "WVu" or f"qvl::{level}::" in name, f"{path.name}: {name}"
+
+
+def test_a_compiler_may_have_a_launcher_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = runpy.run_path(str(ROOT / "ext" / "build.py"))
+    monkeypatch.setenv("CXX", f"{sys.executable} -c 'pass' --flag")
+    command = build["find_compiler"]()
+    assert command == [sys.executable, "-c", "pass", "--flag"]
+    assert build["name_of"](command) == f"{Path(sys.executable).name} -c pass --flag"
+
+
+def test_objects_lie_where_nobody_else_may_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    build = runpy.run_path(str(ROOT / "ext" / "build.py"))
+    monkeypatch.setitem(build["build_folder"].__globals__, "HERE", tmp_path / "qvl" / "_ext")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build["build_folder"]() == tmp_path / "cache" / "qvl" / "build"
 
 
 def test_building_without_a_compiler_says_so(
