@@ -40,7 +40,7 @@ def ask(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (
             ["shapes.png"],
             "How many shapes are there?",
-            "I see a red circle (1), a blue square (2) and a green star (3): 3 shapes.",
+            "Looking for shapes, I see a red circle (1), a blue square (2) and a green star (3): 3 shapes.",
         ),
         (["shapes.png"], "What colour is the star?", "The star is green."),
         (["shapes.png"], "Is there a yellow square?", "Looking for a yellow square: no, there is none."),
