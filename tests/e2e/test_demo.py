@@ -53,8 +53,8 @@ def ask(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["shapes.png"], "Where is the blue square?", "The blue square is at the top right."),
         (
             ["shapes.png"],
-            "Where is the blue square, seen from the red circle?",
-            "Seen from the red circle, the blue square is to the right.",
+            "Where is the green star, seen from the red circle?",
+            "Seen from the red circle, the green star is to the right.",
         ),
         (["word.png"], "Read the text.", 'The word is "HELLO".'),
         (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qvl.errors import MediaError, UsageError
-from qvl.processing.resize import fit_frame, merge_limits, resize_frames, smart_resize, target_sizes
+from qvl.processing import resize
+from qvl.processing.resize import fit_frame, merge_limits, resize_frame, resize_frames, smart_resize, target_sizes
 from tests.unit.media_fixtures import noise
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "resize.npz")
@@ -22,9 +24,9 @@ def test_resize_is_torchs(case: str) -> None:
     result = resize_frames(GOLDEN[f"in_{case}"], *expected.shape[1:3])
     assert result.dtype == np.uint8
     difference = np.abs(result.astype(int) - expected)
-    # BLAS adds in another order than torch: a value next to a tie may fall on its other side.
+    # One number of one case is on the other side of a tie: torch does not add everywhere as it does nearly everywhere.
     assert difference.max() <= 1
-    assert np.count_nonzero(difference) <= 1
+    assert np.count_nonzero(difference) <= (case == "3_100_28_84")
 
 
 def test_every_frame_is_resized_by_itself() -> None:
@@ -103,3 +105,39 @@ def test_a_size_beyond_the_model_is_refused_before_anything_is_resized() -> None
         target_sizes((10, 10), (3136, 10_000), (100_000, 100_000), 28)
     with pytest.raises(UsageError, match=r"min_pixels asks for 999999999999 pixels \(1275510204 tokens\)"):
         target_sizes((10, 10), (999_999_999_999, 999_999_999_999), (None, None), 28)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 64), (90, 31), (56, 120), (200, 56)])
+def test_the_order_of_additions_does_not_show(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
+    """Another BLAS, on another machine, is stood in for by sums that are off by as much as one may be."""
+    generator = np.random.default_rng(rows)
+    frame = generator.integers(0, 256, (rows, columns, 3), np.uint8)
+    wanted = resize_frame(frame, 56, 64)
+    matmul = np.matmul
+
+    def another(x: Any, y: Any, out: Any) -> None:
+        matmul(x, y, out=out)
+        out += generator.uniform(-1e-4, 1e-4, out.shape).astype(np.float32)
+
+    monkeypatch.setattr(np, "matmul", another)
+    assert all(np.array_equal(resize_frame(frame, 56, 64), wanted) for _ in range(20))
+
+
+def test_numbers_in_the_middle_are_summed_as_the_reference_does() -> None:
+    """Halving what alternates between 127 and 128 gives 127.5 nearly everywhere; rounding decides."""
+    frame = np.repeat((127 + np.indices((56, 112)).sum(axis=0) % 2)[..., None], 3, axis=2).astype(np.uint8)
+    got = resize_frame(frame, 28, 56)
+    across = [[_line(frame[row, :, 0], 112, 56, x) for x in range(56)] for row in range(56)]
+    columns = np.asarray(across, np.float32)
+    wanted = [[np.rint(_line(columns[:, x], 56, 28, y)) for x in range(56)] for y in range(28)]
+    np.testing.assert_array_equal(got[:, :, 0], np.asarray(wanted))
+    assert set(np.unique(got)) == {127, 128}
+
+
+def _line(values: Any, source: int, target: int, at: int) -> np.float32:
+    """One output number: taps in order, each product added and rounded at once."""
+    taps = resize._taps(source, target)
+    total = np.float32(0)
+    for n in range(int(taps.high[at] - taps.low[at])):
+        total = np.float32(np.float64(values[taps.low[at] + n]) * taps.weights[at, n] + total)
+    return total

@@ -26,6 +26,9 @@ MODEL_MAX_PIXELS = 16384 * 28 * 28
 _SLOPE = -0.5
 # Output lines computed by one product. Wide enough for BLAS, narrow enough that few of the weights in it are zero.
 _BLOCK = 32
+# How far a sum in float32 may be from another order of its additions: of some hundred numbers up to 255, generously.
+_CLOSE = np.float32(1e-3)
+_AT_ONCE = 1 << 16  # numbers that are done anew together
 
 
 def smart_resize(height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: float) -> tuple[int, int]:
@@ -140,6 +143,15 @@ def fit_image(
 
 
 @dataclass(frozen=True, eq=False)
+class _Taps:
+    """Of each output line the input lines it is mixed from, from `low` on, and their weights, behind them zeros."""
+
+    low: npt.NDArray[np.int64]  # [target]
+    high: npt.NDArray[np.int64]  # [target]
+    weights: npt.NDArray[np.float32]  # [target, most taps of any line]
+
+
+@dataclass(frozen=True, eq=False)
 class _Band:
     """A run of output lines [start, stop) and the input lines [first, last) they are mixed from."""
 
@@ -163,7 +175,7 @@ def _cubic(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(maxsize=16)
-def _bands(source: int, target: int) -> tuple[_Band, ...]:
+def _taps(source: int, target: int) -> _Taps:
     """The weights that take `source` lines to `target`, in float32 like the reference: rounding decides ties."""
     scale = np.float32(source) / np.float32(target)
     stretch = max(scale, np.float32(1))  # when shrinking, the filter covers all input lines under an output line
@@ -175,6 +187,14 @@ def _bands(source: int, target: int) -> tuple[_Band, ...]:
     distance = (taps.astype(np.float32) - center[:, None] + np.float32(0.5)) * (np.float32(1) / stretch)
     weights = np.where(taps < high[:, None], _cubic(distance), np.float32(0))
     weights /= np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]
+    return _Taps(low, high, weights)
+
+
+@lru_cache(maxsize=16)
+def _bands(source: int, target: int) -> tuple[_Band, ...]:
+    """The taps as matrices."""
+    taps = _taps(source, target)
+    low, high, weights = taps.low, taps.high, taps.weights
     bands = []
     for start in range(0, target, _BLOCK):
         stop = min(start + _BLOCK, target)
@@ -187,11 +207,15 @@ def _bands(source: int, target: int) -> tuple[_Band, ...]:
 
 
 def resize_frame(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Resize one frame, uint8 [H, W, 3], to uint8 [height, width, 3]; the same array when nothing changes."""
+    """Resize one frame, uint8 [H, W, 3], to uint8 [height, width, 3]; the same array when nothing changes.
+
+    The bytes are the same on every machine, which those of a BLAS alone are not: where its sum is close to the middle
+    between two of them, and the order of its additions would decide, the sum is done anew as the reference does it.
+    """
     if frame.shape[:2] == (height, width):
         return frame
     rows, columns, channels = frame.shape
-    planes = np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32)
+    source = planes = np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32)
     if columns != width:  # first across, then down: the order decides the last bit
         across = np.empty((channels * rows, width), np.float32)
         flat = planes.reshape(channels * rows, columns)
@@ -206,9 +230,42 @@ def resize_frame(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.N
                     band.weights, planes[channel, band.first : band.last], out=down[channel, band.start : band.stop]
                 )
         planes = down
+    close = np.nonzero(np.abs(planes - np.floor(planes) - np.float32(0.5)) < _CLOSE)
+    for first in range(0, len(close[0]), _AT_ONCE):
+        some = tuple(axis[first : first + _AT_ONCE] for axis in close)
+        planes[some] = _exactly(source, some, height, width)
     np.clip(planes, 0, 255, out=planes)
     np.rint(planes, out=planes)
     return np.ascontiguousarray(planes.transpose(1, 2, 0), dtype=np.uint8)
+
+
+def _exactly(
+    source: npt.NDArray[np.float32], where: tuple[npt.NDArray[np.int64], ...], height: int, width: int
+) -> npt.NDArray[np.float32]:
+    """Numbers [n] of a resized picture at (channels, rows, columns), from the source [3, H, W].
+
+    Each is a sum over taps in their order, every product added and rounded at once: so the compiled reference does it.
+    """
+    channels, rows, columns = where
+    across, down = _taps(source.shape[2], width), _taps(source.shape[1], height)
+    changes_rows, changes_columns = source.shape[1] != height, source.shape[2] != width
+    total = np.zeros(len(channels), np.float32)
+    for i in range(down.weights.shape[1] if changes_rows else 1):
+        row = np.minimum(down.low[rows] + i, source.shape[1] - 1) if changes_rows else rows
+        value = np.zeros(len(channels), np.float32)
+        for j in range(across.weights.shape[1] if changes_columns else 1):
+            column = np.minimum(across.low[columns] + j, source.shape[2] - 1) if changes_columns else columns
+            tap = source[channels, row, column]
+            value = _added(value, tap, across.weights[columns, j]) if changes_columns else tap
+        total = _added(total, value, down.weights[rows, i]) if changes_rows else value
+    return total
+
+
+def _added(
+    total: npt.NDArray[np.float32], value: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """total + value * weight, rounded once."""
+    return (value.astype(np.float64) * weight + total).astype(np.float32)
 
 
 def fit_frame(frame: npt.NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ def test_all_ops_compile_for_all_cards_and_load_without_one() -> None:
         build_cuda.find_nvcc()
     except build_cuda.CannotBuild as missing:
         pytest.skip(f"{missing}: the ops of a GPU are not compiled here, only emulated")
-    target = build_cuda.Target(build_cuda.build_folder() / "cards")
+    target = build_cuda.Target(build_cuda.native.build_folder() / "cards")
     build_cuda.build(target, say=False)
     library = ctypes.CDLL(str(target.library))
     library.qvl_cuda_architectures.restype = ctypes.c_char_p

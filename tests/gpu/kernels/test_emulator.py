@@ -28,7 +28,7 @@ def probe(device: Device) -> Device:
     """Skipped with the others where there is no compiler; emulated even where `device` is a card."""
     assert device.library.qvl_cuda_abi() == 1
     sources = (build_cuda.HERE / "cuda" / "library.cu", Path(__file__).with_name("probe.cu"))
-    target = build_cuda.Target(build_cuda.build_folder() / "probe", emulated=True, sources=sources)
+    target = build_cuda.Target(build_cuda.native.build_folder() / "probe", emulated=True, sources=sources)
     build_cuda.build(target, say=False)
     return EmulatedDevice(target.library)
 

@@ -78,7 +78,7 @@ def test_a_model_that_is_not_here_can_be_timed_by_its_shape(
 def test_a_chart_without_matplotlib_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda _name: None)
+    monkeypatch.setattr("qvl.cli.paths.find_spec", lambda _name: None)
     err = refused(capsys, "--plot", str(tmp_path / "out.png"), code=1)
     assert "--plot needs matplotlib: pip install 'qvl[plot]'" in err
 
