@@ -115,7 +115,7 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
     if data.output is None:
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
     if run.plot is not None:
-        check_plot(local(run.plot))
+        check_plot(local(run.plot), local(data.output))
     _prepare_training(recipe)
     output = local(data.output)
     from qvl.cli.processes import Nodes, nodes_of_environment

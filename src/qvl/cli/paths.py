@@ -22,10 +22,14 @@ def check_file(flag: str, path: Path) -> None:
         raise UsageError(f"{flag} {path}: is no place for a file")
 
 
-def check_plot(path: Path) -> None:
-    """As `check_file`, for --plot. Raises DeviceError without matplotlib, which is in an extra of its own."""
+def check_plot(path: Path, made: Path | None = None) -> None:
+    """As `check_file`, for --plot. made: a folder that will be there by then.
+
+    Raises DeviceError without matplotlib, which is in an extra of its own.
+    """
     if path.suffix.lower() not in _PLOT_ENDINGS:
         raise UsageError(f"--plot {path}: the name must end with one of {', '.join(_PLOT_ENDINGS)}")
-    check_file("--plot", path)
+    if made is None or path.absolute().parent != made.absolute():
+        check_file("--plot", path)
     if find_spec("matplotlib") is None:
         raise DeviceError("--plot needs matplotlib: pip install 'qvl[plot]'")
