@@ -9,8 +9,18 @@ import av
 import numpy as np
 from PIL import Image
 
-from examples.generator.drawing import SHAPES, Box
-from examples.generator.scenes import COLOURS, Scene, Thing, free_place, in_order, plain_ground, shade
+from examples.generator.drawing import Box
+from examples.generator.scenes import (
+    COLOURS,
+    Scene,
+    Thing,
+    free_place,
+    in_order,
+    look,
+    look_like,
+    plain_ground,
+    shade,
+)
 from examples.generator.turns import Turn, a, listed, pick, worded
 
 FPS = 8
@@ -30,10 +40,11 @@ class Clip:
         return tuple(scene.draw() for scene in self.scenes)
 
 
-def clip(rng: np.random.Generator, moving: float = 0.6, turning: float = 0.2) -> Clip:
+def clip(rng: np.random.Generator, moving: float = 0.6, turning: float = 0.2, alike: float = 0.0) -> Clip:
     """Two to three seconds of 16 to 24 frames.
 
-    moving: how often something moves. turning: of what changes in its place, how often the colour does.
+    moving: how often something moves. turning: of what changes in its place, how often the colour does. alike: how
+    often what stands still shares its colour or its kind with what does not.
     """
     width, height = (2 * int(rng.integers(56, 100)) for _ in range(2))
     short = min(width, height)
@@ -41,7 +52,7 @@ def clip(rng: np.random.Generator, moving: float = 0.6, turning: float = 0.2) ->
     hero, way, path = _hero(rng, width, height, moving, turning)
     others: list[Thing] = []
     for _ in range(int(rng.integers(0, 3))):
-        thing = _thing(rng, short)
+        thing = _thing(rng, short, look_like(rng, hero) if alike and rng.random() < alike else look(rng))
         taken = [*path, *(other.box for other in others)]
         known = [hero, *others]
         begun = [one.box for one in known]
@@ -80,8 +91,8 @@ def write_clip(path: Path, frames: tuple[Image.Image, ...]) -> None:
             container.mux(packet)
 
 
-def _thing(rng: np.random.Generator, short: float) -> Thing:
-    kind, colour = pick(rng, SHAPES), pick(rng, tuple(COLOURS))
+def _thing(rng: np.random.Generator, short: float, kind_and_colour: tuple[str, str]) -> Thing:
+    kind, colour = kind_and_colour
     side = short * rng.uniform(0.3, 0.38)
     return Thing(kind, colour, None, Box(0, 0, side, side), shade(rng, COLOURS[colour]))
 
@@ -90,7 +101,7 @@ def _hero(
     rng: np.random.Generator, width: int, height: int, moving: float, turning: float
 ) -> tuple[Thing, str, list[Box]]:
     """What moves or changes, how, and the boxes at the start and the end of its way (and in between)."""
-    thing = _thing(rng, min(width, height))
+    thing = _thing(rng, min(width, height), look(rng))
     side = thing.box.width
     if rng.random() < moving:
         way = pick(rng, tuple(_WAYS))

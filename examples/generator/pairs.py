@@ -11,12 +11,17 @@ from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground
 from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 
-def pair(rng: np.random.Generator, changed: float = 0.5) -> tuple[tuple[Scene, Scene], list[Turn]]:
-    """Two scenes and questions about both. changed: how often the second is the first, changed or not."""
+def pair(
+    rng: np.random.Generator, changed: float = 0.5, alike: float = 0.0
+) -> tuple[tuple[Scene, Scene], list[Turn]]:
+    """Two scenes and questions about both.
+
+    changed: how often the second is the first, changed or not. alike: see `shapes_scene`.
+    """
     size = picture_size(rng) if rng.random() < 0.7 else None
-    first = shapes_scene(rng, size, most=4)
+    first = shapes_scene(rng, size, most=4, alike=alike)
     if rng.random() >= changed:
-        second = shapes_scene(rng, size, most=4)
+        second = shapes_scene(rng, size, most=4, alike=alike)
         turns = [turn for turn in (_more(rng, first, second), _which(rng, first, second)) if turn]
         return (first, second), turns[:: pick(rng, (1, -1))]
     first, second, answer = _changed(rng, first)
@@ -93,12 +98,18 @@ def _changed(rng: np.random.Generator, scene: Scene) -> tuple[Scene, Scene, str]
 
 
 def _in_which(before: Scene, after: Scene) -> list[str]:
-    """All things of both from left to right, each with the picture that it is in.
+    """All things of both from left to right, each with the picture that it is in, or what is in its place now.
 
     Said right behind its name: that is when a small model has found where it is. From two lists it would have to find
-    what tells them apart all at once.
+    what tells them apart all at once; and what stands where something was it would leave out, if it were an entry of
+    its own: the list seems to be at its end.
     """
-    found = [(thing, "in both" if thing in after.things else "in the first") for thing in before.things]
-    found += [(thing, "in the second") for thing in after.things if thing not in before.things]
-    found.sort(key=lambda one: one[0].box.centre[0])  # stable: what was there stands before what is there in its place
+    found = []
+    for thing in before.things:
+        instead = [other for other in after.things if other.box == thing.box and other != thing]
+        where = "in both" if thing in after.things else "in the first"
+        found.append((thing, f"that is now {a(instead[0].name)}" if instead else where))
+    places = {thing.box for thing in before.things}
+    found += [(thing, "in the second") for thing in after.things if thing.box not in places]
+    found.sort(key=lambda one: one[0].box.centre[0])
     return [f"{a(thing.name)} {where}" for thing, where in found]

@@ -11,17 +11,17 @@ from PIL import Image
 from examples.generator.beyond import beyond, greeting
 from examples.generator.clips import Clip, clip
 from examples.generator.pairs import pair
-from examples.generator.questions import ASKS, EASY_ASKS, HARD_ASKS, TAUGHT_ASKS, Ask, describe, in_detail
+from examples.generator.questions import ASKS, EASY_ASKS, TAUGHT_ASKS, Ask, describe, in_detail
 from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn, pick
 from examples.generator.words import read, text_colour, text_described, text_picture
 
-FEW, TRAIN, LAST = "few", "train", "last"
+FEW, TRAIN = "few", "train"
 TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 # Up to which chance a sample is of shapes, outdoors, text and pairs; up to 0.97 it is a clip, the rest is beyond.
 _SHARES = (0.42, 0.50, 0.72, 0.85)
-_TAUGHT_SHARES = {TRAIN: (0.41, 0.49, 0.70, 0.84), LAST: (0.33, 0.41, 0.56, 0.78)}
-_TAUGHT_ASKS = {TRAIN: TAUGHT_ASKS, LAST: HARD_ASKS}
+_TAUGHT_SHARES = (0.34, 0.42, 0.59, 0.79)
+_ALIKE = 0.4  # of what is learnt from, how often things share a colour or a kind: most mistakes take one for the other
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
     """Sample `number` of a split. turns: at most so many questions about one picture.
 
     "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
-    all that is there, and for what takes the longest to learn, than those by which the model is judged. "last" is for
-    a model that has learnt from it: it has more of what such a model is wrong about.
+    all that is there, and for what takes the longest to learn, than those by which the model is judged, and what it
+    shows is more often alike.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
@@ -48,21 +48,23 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
         if kind < 0.68:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
-    scenes, outdoors, texts, pairs = _TAUGHT_SHARES.get(split, _SHARES)
-    asks = _TAUGHT_ASKS.get(split, ASKS)
+    taught = split == TRAIN
+    alike = _ALIKE if taught else 0.0
+    asks = TAUGHT_ASKS if taught else ASKS
+    scenes, outdoors, texts, pairs = _TAUGHT_SHARES if taught else _SHARES
     if kind < scenes:
-        return _about_scene(rng, shapes_scene(rng), turns, asks)
+        return _about_scene(rng, shapes_scene(rng, alike=alike), turns, asks)
     if kind < outdoors:
         return _about_scene(rng, outdoor_scene(rng), turns, asks)
     if kind < texts:
         return _about_text(rng, turns)
     if kind < pairs:
-        (first, second), asked = pair(rng, changed=0.75) if split == LAST else pair(rng)
+        (first, second), asked = pair(rng, changed=0.75, alike=alike) if taught else pair(rng)
         return Sample((first.draw(), second.draw()), None, tuple(asked[:turns]))
     if kind < 0.97:
-        made = clip(rng, turning=0.4) if split == LAST else clip(rng)
+        made = clip(rng, moving=0.55, turning=0.3, alike=alike) if taught else clip(rng)
         of_clip = list(made.turns)
-        if split == LAST and len(of_clip) > 1:  # whether something moves, the last, is the hardest
+        if taught and len(of_clip) > 1:  # whether something moves, the last, is the hardest
             of_clip = [pick(rng, of_clip[:-1]), of_clip[-1]]
         return Sample((), made, _some(rng, of_clip, min(2, turns)))
     return Sample((), None, (beyond(rng) if rng.random() < 0.6 else greeting(rng),))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from examples.generator.drawing import SHAPES, Box, Canvas, Colour, draw
+from examples.generator.turns import pick
 
 COLOURS: dict[str, Colour] = {
     "red": (214, 38, 38),
@@ -117,16 +118,24 @@ def plain_ground(rng: np.random.Generator, width: int, height: int) -> Image.Ima
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def shapes_scene(rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 4) -> Scene:
-    """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting."""
+def shapes_scene(
+    rng: np.random.Generator, size: tuple[int, int] | None = None, most: int = 4, alike: float = 0.0
+) -> Scene:
+    """One to `most` shapes; three or more in a picture are often several of one kind, which is worth counting.
+
+    alike: how often a further one shares either its colour or its kind with one before it, at least.
+    """
     width, height = size or picture_size(rng)
     short = min(width, height)
     count = int(rng.choice([1, 2, 3, 4], p=[0.22, 0.3, 0.27, 0.21]))
     count = min(count, most)
-    repeated = _look(rng) if count >= 2 and rng.random() < 0.45 else None
+    repeated = look(rng) if count >= 2 and rng.random() < 0.45 else None
     things: list[Thing] = []
     for _ in range(count):
-        kind, colour = repeated if repeated and rng.random() < 0.65 else _look(rng)
+        if things and alike and rng.random() < alike:
+            kind, colour = look_like(rng, things[int(rng.integers(len(things)))])
+        else:
+            kind, colour = repeated if repeated and rng.random() < 0.65 else look(rng)
         large = rng.random() < (0.5 if count <= 2 else 0.15)
         low, high = LARGE if large else SMALL
         side = rng.uniform(low, high) * short
@@ -195,8 +204,16 @@ def free_place(
     return None
 
 
-def _look(rng: np.random.Generator) -> tuple[str, str]:
+def look(rng: np.random.Generator) -> tuple[str, str]:
+    """Kind and colour of any shape."""
     return SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+
+
+def look_like(rng: np.random.Generator, thing: Thing) -> tuple[str, str]:
+    """Kind and colour of a shape that shares one of them with this one."""
+    if thing.colour is None or rng.random() < 0.5:
+        return thing.kind, pick(rng, [name for name in COLOURS if name != thing.colour])
+    return pick(rng, [kind for kind in SHAPES if kind != thing.kind]), thing.colour
 
 
 def _pictograph(

@@ -62,7 +62,7 @@ def learn_merges(samples: int = 4000) -> tuple[str, ...]:
         for number in range(samples):
             for turn in sample("vocabulary", number).turns:
                 yield turn.question
-                yield re.sub(r'"[^"]*"|<\|[^|]*\|>|\([^)]*\)', " ", turn.answer)
+                yield re.sub(r'"[^"]*"|<\|[^|]*\|>|\([\d,]*\)', " ", turn.answer)
 
     tokenizer = Backend(BPE())
     tokenizer.normalizer = normalizers.NFC()

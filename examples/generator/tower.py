@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from qvl.processing.tokenizer import Tokenizer
 
 BATCH = 16
-STEPS = 5500
+STEPS = 6500
 LEARNING_RATE = 1.5e-3
 _WARMUP = 100
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -219,7 +219,7 @@ def _covered(low: float, high: float, count: int) -> npt.NDArray[np.float64]:
 
 
 def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
-    """Train, and write the model with the tower it then has.
+    """Train, and write the model with the tower it then has. Products are rounded as in `qvl finetune`, where they can.
 
     loudness: root mean square that the features have in the end, before the row of a picture's token is added.
     """
@@ -227,6 +227,7 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     from paddle import nn
 
     from examples.generator.telling import Telling
+    from qvl.ops.products import rounding
     from qvl.runtime.engine import Engine
 
     engine = Engine.load("demo", model=start)
@@ -247,9 +248,10 @@ def teach(start: Path, out: Path, steps: int, loudness: float) -> None:
     )
     begun, lately = time.perf_counter(), np.ones(4)
     for step, shown in enumerate(batches((engine.processor.image_options, engine.processor.video_options), steps), 1):
-        features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
-        loss, figures = telling(features, shown)
-        loss.backward()
+        with rounding():
+            features = visual(paddle.to_tensor(shown.patches), list(shown.grids))
+            loss, figures = telling(features, shown)
+            loss.backward()
         adam.step()
         adam.clear_grad()
         rate.step()
