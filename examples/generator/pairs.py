@@ -11,9 +11,7 @@ from examples.generator.scenes import COLOURS, Scene, picture_size, plain_ground
 from examples.generator.turns import Turn, a, listed, pick, plural, worded
 
 
-def pair(
-    rng: np.random.Generator, changed: float = 0.5, alike: float = 0.0
-) -> tuple[tuple[Scene, Scene], list[Turn]]:
+def pair(rng: np.random.Generator, changed: float = 0.5, alike: float = 0.0) -> tuple[tuple[Scene, Scene], list[Turn]]:
     """Two scenes and questions about both.
 
     changed: how often the second is the first, changed or not. alike: see `shapes_scene`.

@@ -191,6 +191,12 @@ def test_what_is_counted_aloud_is_what_is_said_to_be_there() -> None:
                 assert said.rstrip(".").split(maxsplit=1)[1] in (wanted, wanted.removesuffix("s"), wanted[:-2])
                 numbers = [int(count) for count in re.findall(r"\((\d)\)", aloud)]
                 assert numbers == list(range(1, len(numbers) + 1))
+                for name, number in re.findall(r"an? ([\w ]+) \((\w+)\)", aloud):
+                    plurals = {
+                        "shapes",
+                        *(f"{one}{'es' * (one[-1] == 's') or 's'}" for one in (name, name.split()[-1])),
+                    }
+                    assert (wanted in plurals) == (number != "no"), turn.answer
                 assert said.split()[0] == (str(len(numbers)) if numbers else "no")
                 assert said.endswith("s.") != (len(numbers) == 1 and not said.endswith("cross.")), turn.answer
                 seen.append(len(numbers))
@@ -216,19 +222,24 @@ def test_a_difference_follows_from_what_is_in_which_picture(split: str) -> None:
     for number in range(400):
         for turn in sample(split, number).turns:
             if turn.task == "compare" and turn.answer.startswith("I see "):
-                found = re.findall(r"an? (\w+ \w+) in (both|the first|the second)", turn.answer)
-                alone = {
-                    where: [name for name, place in found if place == where] for where in ("the first", "the second")
-                }
-                (gone, new), conclusion = alone.values(), turn.answer.partition(": ")[2]
+                told = r"an? (\w+ \w+) (in both|in the first|in the second|that is now an? (\w+ \w+))"
+                found = re.findall(told, turn.answer)
+                assert len(found) == turn.answer.count(",") + turn.answer.count(" and ") + 1
+                gone = [name for name, what, _ in found if what == "in the first"]
+                new = [name for name, what, _ in found if what == "in the second"]
+                became = [(name, instead) for name, _, instead in found if instead]
+                conclusion = turn.answer.partition(": ")[2]
                 if match := re.fullmatch(r"the (\w+ \w+) has become (?:an? )?(\w+)\.", conclusion):
-                    assert gone == [match[1]] and match[2] in new[0].split() and len(new) == 1, turn.answer
+                    ((name, instead),) = became
+                    assert name == match[1] and [match[2]] == sorted({*instead.split()} - {*name.split()}), turn.answer
+                    assert not gone + new, turn.answer
+                    gone = [name]
                 else:
                     wanted = {"gone": (1, 0), "new": (0, 1), "same": (0, 0)}[conclusion.rstrip(".").split()[-1]]
-                    assert (len(gone), len(new)) == wanted, turn.answer
+                    assert (len(gone), len(new), len(became)) == (*wanted, 0), turn.answer
                     assert all(name in conclusion for name in gone + new), turn.answer
                 # What changes is told from the rest by its name.
-                assert sum(name in gone + new for name, _ in found) == len(gone + new), turn.answer
+                assert sum(name in gone + new for name, _, _ in found) == len(gone + new), turn.answer
                 seen.add(conclusion.rstrip(".").split()[-1] if match is None else "become")
     assert seen == {"gone", "new", "same", "become"}
 
@@ -256,6 +267,18 @@ def test_what_comes_first_from_left_to_right_is_clear() -> None:
         things = shapes_scene(np.random.default_rng(number)).things
         centres = [thing.box.centre[0] for thing in things]
         assert all(right - left > 5 for left, right in pairwise(centres))
+
+
+def test_things_may_be_drawn_alike() -> None:
+    shared = {True: 0, False: 0}  # by whether they are to be, pairs that share a colour or a kind but not both
+    for alike in shared:
+        for number in range(200):
+            made = clip(np.random.default_rng(number), alike=float(alike)).scenes[0].things
+            shown = shapes_scene(np.random.default_rng(number), alike=float(alike)).things
+            for things in (made, shown):
+                names = [{thing.kind, thing.colour} for thing in things]
+                shared[alike] += sum(len(one & other) == 1 for one in names for other in names)
+    assert shared[True] > 2 * shared[False]
 
 
 def test_batches_of_the_tower_fit_together() -> None:
