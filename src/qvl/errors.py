@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+PADDLE_MISSING = "Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU"
+
 
 class QvlError(Exception):
     """Something the user can understand and act on. Exit code 1."""

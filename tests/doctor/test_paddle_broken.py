@@ -11,9 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qvl.doctor import child, probe
+from qvl.errors import PADDLE_MISSING
+from qvl.model.adapter import write_adapter
+from qvl.model.adapter_config import AdapterConfig
 from tests.doctor.conftest import Run
 
 pytestmark = pytest.mark.slow  # programs are started
@@ -183,3 +187,28 @@ def test_the_child_answers_part_by_part() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qvl.environment.set_threads", lambda _count: None)
         assert [part["part"] for part in child.parts(question)] == ["paddle", "placement", "ops"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "--profile", "demo", "-p", "Hello"],
+        ["chat", "--profile", "demo"],
+        ["plan", "--profile", "demo"],
+        ["quantize", "demo", "-o", "out"],
+        ["merge-lora", "adapter", "--base", "demo", "-o", "out"],
+        ["bench", "--profile", "demo"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_paddle_a_command_says_how_to_install_it(
+    paddle_that: Any, tmp_path: Path, arguments: list[str]
+) -> None:
+    paddle_that("missing")
+    factors = np.ones((2, 192), np.float32), np.ones((192, 2), np.float32)
+    adapter = AdapterConfig(rank=2, alpha=4.0, target_modules=("layers.0.self_attn.q_proj",))
+    write_adapter(tmp_path / "adapter", adapter, {"model.layers.0.self_attn.q_proj": factors})
+    command = [sys.executable, "-m", "qvl.cli", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, input="Hello\n", check=False)
+    assert done.stderr.splitlines()[-1] == f"qvl: error: {PADDLE_MISSING}" and done.returncode == 1, done.stderr
+    assert not (tmp_path / "out").exists()

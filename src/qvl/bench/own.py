@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvl.bench.peers import peer_wire
 from qvl.bench.question import fitting_text
-from qvl.errors import DeviceError, UsageError
+from qvl.errors import PADDLE_MISSING, DeviceError, UsageError
 
 if TYPE_CHECKING:
     from qvl.processing.prompt import Prompt
@@ -39,7 +39,7 @@ class Own:
         except ModuleNotFoundError as error:
             if error.name != "paddle":
                 raise
-            raise DeviceError("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU") from None
+            raise DeviceError(PADDLE_MISSING) from None
         found, library = status.status(), native.library()
         ops: dict[str, Any] = {"body": "composed" if library is None else "native", "reason": found.reason}
         if library is not None:

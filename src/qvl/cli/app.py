@@ -19,7 +19,7 @@ from qvl import __version__  # noqa: E402
 from qvl.cli import bench, doctor, download, finetune, infer, merge_lora, plan, profiles, quantize  # noqa: E402
 from qvl.cli.chat import command as chat  # noqa: E402
 from qvl.cli.options import GroupedCommand  # noqa: E402
-from qvl.errors import DeviceError, QvlError  # noqa: E402
+from qvl.errors import PADDLE_MISSING, DeviceError, QvlError  # noqa: E402
 
 app = typer.Typer(
     name="qvl",
@@ -79,7 +79,7 @@ def _report(error: Exception, debug: bool) -> int:
         render.error(_usage(error))
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, ModuleNotFoundError) and error.name == "paddle":
-        render.error("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU")
+        render.error(PADDLE_MISSING)
         return DeviceError.exit_code
     hint = "" if debug else " (not foreseen; --debug shows where)"
     text = str(error)

@@ -13,7 +13,7 @@ from qvl.cli.answer import answer_fields
 from qvl.cli.batch_options import BatchOptions
 from qvl.cli.media import conversation, has_media
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions, flattened
-from qvl.errors import DeviceError, UsageError
+from qvl.errors import UsageError
 from qvl.hub.locate import DEMO, find
 from qvl.hub.names import full_name
 from qvl.profile import Profile, list_profiles, load_profile
@@ -147,12 +147,8 @@ def open_engine(profile: Profile, options: ModelOptions) -> Engine:
 
     if options.threads is not None:
         set_threads(options.threads)
-    try:
-        from qvl.runtime.engine import Engine
-    except ModuleNotFoundError as error:
-        if error.name != "paddle":
-            raise
-        raise DeviceError("Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU") from None
+    from qvl.runtime.engine import Engine
+
     return Engine.open(profile, adapters=options.adapter) if options.adapter else Engine.open(profile)
 
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from typing import Any
 
+from qvl.errors import PADDLE_MISSING
+
 # Paddle answers in 2 s; a cold disk and a driver that wakes up have been seen to take a minute.
 DEADLINE = 180.0
 
 _CHILD = "import sys; sys.path = [p for p in sys.path if p]; from qvl.doctor.child import main; main()"
-_NOT_INSTALLED = "Paddle is not installed: pip install 'qvl[cpu]', or see the README for a GPU"
 
 
 def ask(question: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -46,7 +47,7 @@ def _ending(code: int, complaint: str) -> str:
         hint = "; this build of Paddle needs a processor with AVX" if name == "SIGILL" else ""
         return f"Paddle crashed ({name}){hint}"
     if "No module named 'paddle'" in last:
-        return _NOT_INSTALLED
+        return PADDLE_MISSING
     return f"Paddle does not run: {last or f'exit code {code}'}"[:300]
 
 
