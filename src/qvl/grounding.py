@@ -8,13 +8,16 @@ the text has to be the one that keeps those.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from PIL import ImageDraw, ImageFont
+
+    Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 Point = tuple[int, int]
 
@@ -32,6 +35,26 @@ _QUAD = re.compile(r"\s*,?\s*".join([_POINT] * 4))
 _BETWEEN_BOXES = re.compile(r"[\s,;]*")
 # Told apart by people who see colours differently, too (Okabe and Ito), the palest left out.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3fbf", "#8b4513")
+
+# Pillow's own font has no letter but those of English. Looked for by name where the system keeps its fonts; the first
+# that has all letters of all labels is taken.
+_FONTS = (
+    "DejaVuSans.ttf",
+    "Arial.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "AppleSDGothicNeo.ttc",
+    "msyh.ttc",
+    "malgun.ttf",
+    "YuGothM.ttc",
+    "Arial Unicode.ttf",
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,9 @@ def draw_boxes(picture: PILImage.Image, boxes: Sequence[Box]) -> PILImage.Image:
     """A copy of `picture` in RGB with `boxes`, which are in its pixels, drawn on it and labelled.
 
     Boxes of one label share a colour. A light and a dark edge run along each line, so that it shows on any background.
+    Where no font here can write a label, it is the number of the box, from 1.
     """
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     drawn = picture.convert("RGB")
     if drawn is picture:
@@ -97,16 +121,43 @@ def draw_boxes(picture: PILImage.Image, boxes: Sequence[Box]) -> PILImage.Image:
     canvas = ImageDraw.Draw(drawn)
     shorter = min(drawn.size)
     line = max(3, round(shorter / 150))
-    font = ImageFont.load_default(size=max(12, round(shorter / 28)))
+    texts = [" ".join((box.label or "").split()) for box in boxes]
+    font, can_write = _font_for(texts, max(12, round(shorter / 28)))
     colours: dict[str | int, str] = {}
     for index, box in enumerate(boxes):
         key = index if box.label is None else box.label
         colour = colours.setdefault(key, _COLOURS[len(colours) % len(_COLOURS)])
         _outline(canvas, box, colour, line, drawn.size)
-    for box in boxes:  # labels last, so that no line runs through one
+    for number, (box, text) in enumerate(zip(boxes, texts, strict=True), 1):  # last, so that no line runs through one
         if box.label:
-            _label(canvas, box, colours[box.label], font, drawn.size)
+            _label(canvas, box, text if can_write(text) else str(number), colours[box.label], font, drawn.size)
     return drawn
+
+
+def _font_for(texts: Sequence[str], size: int) -> tuple[Font, Callable[[str], bool]]:
+    """The first font that has all letters, else Pillow's own; and whether it has those of a text."""
+    from PIL import ImageFont
+
+    usual = ImageFont.load_default(size=size)
+    if all(_has(usual, text) for text in texts):
+        return usual, partial(_has, usual)
+    for name in _FONTS:
+        try:
+            font = ImageFont.truetype(name, size)
+        except (OSError, ImportError):
+            continue
+        if all(_has(font, text) for text in texts):
+            return font, partial(_has, font)
+    return usual, partial(_has, usual)
+
+
+def _has(font: Font, text: str) -> bool:
+    """Whether it has a glyph for every letter: what it draws for those that it has not is that of one nobody has."""
+    try:
+        none = bytes(font.getmask("\U0010ffff"))
+        return all(letter.isspace() or bytes(font.getmask(letter)) != none for letter in text)
+    except UnicodeEncodeError:  # a Pillow without FreeType, whose font is Latin
+        return text.isascii()
 
 
 def _points(pattern: re.Pattern[str], inside: str) -> tuple[Point, ...]:
@@ -131,12 +182,12 @@ def _outline(canvas: ImageDraw.ImageDraw, box: Box, colour: str, line: int, size
 def _label(
     canvas: ImageDraw.ImageDraw,
     box: Box,
+    text: str,
     colour: str,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: Font,
     size: tuple[int, int],
 ) -> None:
     """White on the box's colour, above the box, or inside it where the picture ends."""
-    text = " ".join((box.label or "").split())
     pad = 3
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad

@@ -53,21 +53,27 @@ class ProfileFile:
         return data
 
 
-def config_home() -> Path:
-    """The user's folder for qvl: `$QVL_CONFIG_HOME`, else `qvl` where the platform keeps configuration."""
-    if own := os.environ.get("QVL_CONFIG_HOME"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "qvl"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "qvl"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qvl"
+def config_home() -> Path | None:
+    """The user's folder for qvl: `$QVL_CONFIG_HOME`, else `qvl` where the platform keeps configuration.
+
+    None where there is no home folder, as in a container whose user has neither $HOME nor an entry in passwd.
+    """
+    try:
+        if own := os.environ.get("QVL_CONFIG_HOME"):
+            return Path(own).expanduser()
+        if sys.platform == "win32":
+            return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "qvl"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "qvl"
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qvl"
+    except RuntimeError:
+        return None
 
 
 def find(profile: str | Path) -> ProfileFile:
     """The file of a profile given by name or path. Raises UsageError with the nearest name."""
     if _is_path(profile):
-        return _from_path(Path(profile).expanduser())
+        return _from_path(_expanded(profile))
     return _by_name(str(profile), _candidates(str(profile)), "")
 
 
@@ -78,7 +84,7 @@ def find_parent(profile: str, child: ProfileFile) -> ProfileFile:
     does not change `7b`. A user's `2b` that extends `2b` means the shipped one.
     """
     if _is_path(profile):
-        return _from_path(child.path.parent / Path(profile).expanduser())
+        return _from_path(child.path.parent / _expanded(profile))
     files = list(_candidates(profile))
     if child.shipped:
         files = [file for file in files if file.shipped]
@@ -90,13 +96,21 @@ def find_parent(profile: str, child: ProfileFile) -> ProfileFile:
 def known_files() -> list[ProfileFile]:
     """Every profile that has a name: the user's, then the shipped ones that no user's file hides."""
     files: dict[str, ProfileFile] = {}
-    for folder, shipped in ((config_home() / "profiles", False), (_shipped_folder(), True)):
-        if not folder.is_dir():
+    for folder, shipped in _folders():
+        try:
+            found = [path for path in folder.iterdir() if path.suffix in _ENDINGS]
+        except OSError:  # not there, or somebody else's home folder
             continue
-        found = (path for path in folder.iterdir() if path.suffix in _ENDINGS)
         for path in sorted(found, key=lambda path: _natural(path.stem)):
             files.setdefault(path.stem, ProfileFile(path.resolve(), shipped))
     return list(files.values())
+
+
+def _folders() -> Iterator[tuple[Path, bool]]:
+    """Where profiles have names, the user's first; and whether they come with qvl."""
+    if (home := config_home()) is not None:
+        yield home / "profiles", False
+    yield _shipped_folder(), True
 
 
 @cache
@@ -116,11 +130,15 @@ def _from_path(path: Path) -> ProfileFile:
     return ProfileFile(path, shipped=path.parent == _shipped_folder())
 
 
+def _expanded(profile: str | Path) -> Path:
+    return Path(os.path.expanduser(profile))  # noqa: PTH111 -- Path.expanduser raises for an unknown ~user
+
+
 def _candidates(name: str) -> Iterator[ProfileFile]:
-    for folder, shipped in ((config_home() / "profiles", False), (_shipped_folder(), True)):
+    for folder, shipped in _folders():
         for ending in _ENDINGS:
             path = folder / f"{name}{ending}"
-            if path.is_file():
+            if os.path.isfile(path):  # noqa: PTH113 -- Path.is_file raises where the folder may not be looked into
                 yield ProfileFile(path.resolve(), shipped)
 
 

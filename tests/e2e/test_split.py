@@ -130,6 +130,14 @@ def test_a_cache_is_filled_by_all_workers(engines: tuple[Engine, Engine]) -> Non
         split.cache(2).fill(3, "float32")
 
 
+def test_memory_set_aside_for_others_counts_by_the_part_of_a_worker(engines: tuple[Engine, Engine]) -> None:
+    whole, split = (engine.cache(100) for engine in engines)
+    assert whole.untouched == 2 * split.untouched > 0
+    for cache in (whole, split):
+        cache.fill(25, "float32")
+    assert whole.untouched == 2 * split.untouched == 75 * engines[0].cache(1).untouched
+
+
 def test_an_answer_that_was_interrupted_leaves_a_model_that_answers(engines: tuple[Engine, Engine]) -> None:
     whole, split = engines
     for delay in (0.0, 0.002, 0.01, 0.03):

@@ -166,7 +166,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--plot", "no/such/folder/loss.png"], "is no place for a file"),
+        (["--plot", "no/such/folder/loss.png"], "there is no folder no/such/folder"),
         (["--plot", "loss.txt"], "must end with one of"),
         (["--nproc", "4", "--devices", "0,1"], "leave out one"),
     ],

@@ -160,6 +160,12 @@ def test_a_checkpoint_without_sampling_is_greedy(tmp_path: Path) -> None:
     assert nothing.eos_token_ids == {7} and resolve(nothing, {}, {}).greedy
 
 
+def test_a_checkpoint_that_draws_without_a_temperature_draws_at_one(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_p": 0.8, "top_k": 20}))
+    drawn = resolve(GenerationConfig.from_folder(tmp_path, 7), {}, {})
+    assert not drawn.greedy and (drawn.temperature, drawn.top_p, drawn.top_k) == (1.0, 0.8, 20)
+
+
 def test_a_checkpoint_that_draws_at_next_to_nothing_is_greedy(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 1e-6}))
     assert resolve(GenerationConfig.from_folder(tmp_path, 7), {}, {}).greedy

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from qvl import grounding
 from qvl.grounding import Box, draw_boxes, parse_boxes
 
 
@@ -99,3 +103,19 @@ def test_equal_labels_share_a_colour_and_others_differ() -> None:
     pixels = np.asarray(draw_boxes(picture, boxes))
     first, second, third = (tuple(pixels[50, x]) for x in (10, 110, 210))
     assert first == third != second
+
+
+def test_a_label_is_written_in_a_font_that_has_its_letters_else_it_is_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = PILImage.new("RGB", (300, 100), "white")
+
+    def drawn(*labels: str) -> bytes:
+        return draw_boxes(picture, [Box(label, ((10, 40), (200, 90))) for label in labels]).tobytes()
+
+    monkeypatch.setattr(grounding, "_FONTS", ("no such font.ttf",))
+    assert drawn("cat", "猫") == drawn("cat", "2") != drawn("cat", "cat")
+    has_greek = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    monkeypatch.setattr(grounding, "_FONTS", ("no such font.ttf", str(has_greek)))
+    assert len({drawn("Ω"), drawn("Ψ"), drawn("1")}) == 3
+    assert drawn("猫") == drawn("1")

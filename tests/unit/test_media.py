@@ -39,7 +39,7 @@ def refusal(source: Any, **options: Any) -> str:
 
 
 def test_a_file_stays_on_disk(tmp_path: Path) -> None:
-    path = tmp_path / "a b%.png"
+    path = tmp_path / "a b%20%.png"
     path.write_bytes(PICTURE)
     for source in (path, str(path), path.as_uri(), f"file://{path}"):
         found = open_source(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qvl.messages import Video
 from qvl.processing import clip, pillow
 from qvl.processing.clip_worker import AvReader
 from qvl.processing.image import ImageOptions, frames_to_patches
-from qvl.processing.media import open_source
+from qvl.processing.media import Media, open_source
 from qvl.processing.prompt import Vision
 from qvl.processing.video import (
     VideoOptions,
@@ -289,6 +290,8 @@ def test_the_pictures_of_a_motion_jpeg_are_a_clip(tmp_path: Path, monkeypatch: p
     path = tmp_path / "camera.mjpeg"
     path.write_bytes(b"".join(file.getvalue() for file in pictures))
     assert see(path, nframes=8).grid_thw[0] == 4
+    with closing(open_clip(Media("https://host/camera.mjpg?...", data=path.read_bytes()))) as from_url:
+        assert from_url.frames == 8
 
 
 def test_a_reader_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +304,7 @@ def test_a_reader_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("QVL_VIDEO_READER", "auto")
     assert see(path).grid_thw == (2, 20, 28)
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "pip install decord, or pip install av" in refusal(path, UsageError)
+    assert refusal(path, UsageError) == "no video reader is installed: pip install av"
 
 
 def test_stdin_may_be_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,8 @@ class Own:
         from qvl.runtime import memory
 
         # Asked of a cache, which knows how it stores its tokens; on a GPU it does not tell, and the GPU itself will.
-        need, free = batch * (context + new_tokens) * engine.cache(1).untouched, memory.available_bytes()
+        token = engine.cache(1).untouched * (len(engine.split) or 1)
+        need, free = batch * (context + new_tokens) * token, memory.available_bytes()
         if need > free:
             return {"skipped": f"the caches take {need / _GIB:.1f} GiB, {free / _GIB:.1f} GiB are free"}
         going = [_behind(engine, context, new_tokens) for _ in range(batch)]

@@ -156,8 +156,7 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
         pool = Pool(path)
         found = Found()
         if batch.restart:
-            pool.drop()
-            file.cut(0)
+            file.begin_anew(pool.drop)
         else:
             found = scan(path)
             file.cut(found.end)
@@ -166,7 +165,8 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
         if batch.retry:
             pool.take(file, found)
             found = Found()
-        pool.open()
+        if not batch.restart:
+            pool.open()
         earlier = Earlier(path, found, job.run, job.ordered)
         if job.records.tickets is not None:
             earlier.check(job.records.tickets)
@@ -183,6 +183,8 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
             raise
         finally:
             file.sync()
+        if batch.restart and not run.count.written:
+            raise UsageError(f"{job.records.name}: no records, so {path} is left as it was")
         pool.drop()
     _conclude(run, job.quiet)
 

@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ class OutputFile:
         """Raises UsageError when it cannot be written or another run is writing it."""
         self.name, self.path = str(path), path
         self._synced = time.monotonic()
+        self._before_first: Callable[[], None] | None = None
         try:
             if path.is_dir():
                 raise UsageError(f"--output {path}: is a folder")
@@ -80,8 +81,20 @@ class OutputFile:
             os.ftruncate(self._descriptor, end)
         self._end = end
 
+    def begin_anew(self, also: Callable[[], None]) -> None:
+        """Drop all that it holds, and do this also, when the first line comes: until then a run may be refused."""
+
+        def drop() -> None:
+            also()
+            os.ftruncate(self._descriptor, 0)
+
+        self._end, self._before_first = 0, drop
+
     def append(self, line: bytes) -> None:
         try:
+            if self._before_first is not None:
+                self._before_first()
+                self._before_first = None
             os.lseek(self._descriptor, self._end, os.SEEK_SET)
             rest = memoryview(line)
             while rest:  # one write, as a rule; a disk that is about to be full takes a part

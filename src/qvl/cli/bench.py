@@ -267,16 +267,23 @@ def _check_output(output: BenchOutput) -> None:
     """Before anything is timed: places that could not be written to."""
     if output.json == output.csv == "-":
         raise UsageError("--json - and --csv - cannot both go to standard output")
+    places: list[Path] = []
     for name, target in (("--json", output.json), ("--csv", output.csv)):
         if target is not None and target != "-":
-            check_file(name, local(target))
+            places.append(local(target))
+            check_file(name, places[-1])
     if output.plot is not None:
-        check_plot(local(output.plot))
+        places.append(local(output.plot))
+        check_plot(places[-1])
+    if len({place.resolve() for place in places}) < len(places):
+        raise UsageError("--json, --csv and --plot cannot be the same file")
 
 
 def _report(record: Record, output: BenchOutput) -> None:
     from qvl.bench.export import as_csv, as_json
 
+    if "-" not in (output.json, output.csv):  # first: whatever becomes of the files, the figures are there
+        _show(record)
     for target, form in ((output.json, as_json), (output.csv, as_csv)):
         if target == "-":
             print(form(record), end="", flush=True)
@@ -286,8 +293,6 @@ def _report(record: Record, output: BenchOutput) -> None:
         from qvl.bench.plot import draw
 
         draw(record, local(output.plot))
-    if "-" not in (output.json, output.csv):
-        _show(record)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvl.cli.paths import local
+from qvl.cli.paths import check_file, local
 from qvl.errors import QvlError, UsageError
 from qvl.grounding import Box, draw_boxes, parse_boxes
 from qvl.messages import Image, Message
@@ -113,24 +113,13 @@ def _relevant(messages: Sequence[Message]) -> _Place | None:
 
 
 def _checked(out: str, asked_by: str) -> Path:
-    """The path of a picture that can be written: proved by making the file, which is then taken away again."""
+    """The path of a picture that can be written. Raises UsageError."""
     path = local(out)
-    if path.is_dir():
-        raise UsageError(f"{asked_by} {path}: is a folder")
-    if path.suffix.lower() not in _writable_endings():
+    if path.suffix.lower() not in _writable_endings() and not path.is_dir():
         raise UsageError(f"{asked_by} {path}: must end in one of {', '.join(_writable_endings())}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{asked_by} {path}: there is no folder {path.parent}")
-    target = path.resolve()  # what a link points to
-    existed = target.exists()
-    if existed and not target.is_file():
+    if path.exists() and not path.is_dir() and not path.is_file():
         raise UsageError(f"{asked_by} {path}: is not a file")
-    try:
-        target.open("ab").close()
-        if not existed:
-            target.unlink()
-    except OSError as error:
-        raise UsageError(f"{asked_by} {path}: cannot be written ({error.strerror or error})") from None
+    check_file(asked_by, path)
     return path
 
 

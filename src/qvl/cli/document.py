@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "QVL_CPU_ISA": "The CPU features that the native ops may use, fewer than there are: `portable`, `avx2`, `avxvnni`, "
     "`avx512`, `avx512vnni`, `avx512bf16` or `amx`.",
     "QVL_CUDA_GRAPH": "0 launches the steps of decoding on a GPU one by one instead of replaying a CUDA graph.",
-    "QVL_VIDEO_READER": "What decodes clips: `decord`, `av`, or `auto` (decord, then PyAV), which is the default.",
+    "QVL_VIDEO_READER": "What decodes clips: `av`, `decord`, or `auto` (PyAV, then decord), which is the default.",
     "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
     "NO_COLOR": "No colours.",
     "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's tools keep what they downloaded; models are found there.",

@@ -17,9 +17,24 @@ def local(path: str | Path) -> Path:
 
 
 def check_file(flag: str, path: Path) -> None:
-    """Before anything takes its time. Raises UsageError where no file could be written."""
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UsageError(f"{flag} {path}: is no place for a file")
+    """Before anything takes its time: that the file can be written, proved by making it and taking it away again.
+
+    What is there and no file, such as a pipe, is left alone. Raises UsageError.
+    """
+    if path.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+    target = path.resolve()  # what a link points to
+    existed = target.exists()
+    if existed and not target.is_file():
+        return
+    try:
+        target.open("ab").close()
+        if not existed:
+            target.unlink()
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: cannot be written ({error.strerror or error})") from None
 
 
 def check_plot(path: Path, made: Path | None = None) -> None:

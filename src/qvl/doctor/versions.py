@@ -11,7 +11,7 @@ _PADDLES = ("paddlepaddle", "paddlepaddle-gpu")
 # Named even when they are missing, in the order they are shown.
 _ALWAYS = ("numpy", "tokenizers", "pillow")
 _NEEDED = (*_ALWAYS, "paddlenlp")
-_OPTIONAL = ("decord", "av", "huggingface_hub", "modelscope", "aistudio-sdk", "safetensors", "psutil", "rich", "typer")
+_OPTIONAL = ("av", "decord", "huggingface_hub", "modelscope", "aistudio-sdk", "safetensors", "psutil", "rich", "typer")
 
 
 def versions() -> dict[str, str]:
@@ -36,7 +36,7 @@ def remarks(found: dict[str, str]) -> list[str]:
     if all(found.get(name) for name in _PADDLES):
         said.append("paddlepaddle and paddlepaddle-gpu are both installed and hide each other: uninstall one")
     if not found.get("decord") and not found.get("av"):
-        said.append("no video reader is installed, so clips cannot be read: pip install decord, or pip install av")
+        said.append("no video reader is installed, so clips cannot be read: pip install av")
     return said
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qvl.errors import CheckpointError
 from qvl.hub import manifest
 from qvl.hub.lock import BusyError, Lock, download_lock, held_by, read_lock, shared
-from qvl.hub.places import expanded, is_hub_id, places, store_folder
+from qvl.hub.places import Place, expanded, is_hub_id, places, store_folder
 from qvl.hub.store import is_whole, note_use, partial_folder
 
 DEMO = "demo"
@@ -30,12 +31,21 @@ def find(model: str | Path) -> Path | None:
         if folder.is_dir():
             return folder
         named = places(_full_name(str(model)))
-        there = (place for place in named if (place.folder / "config.json").is_file())
-        # Other tools leave folders with a few files of a model in them, which are no model.
-        whole = (place.folder for place in there if place.keeper == "qvl" or is_whole(place.folder))
+        # Other tools leave folders with a few files of a model in them, which are no model, or may not be looked into.
+        whole = (place.folder for place in named if _is_own(place) or is_whole(place.folder))
         return next(whole, None)
     except (OSError, ValueError) as error:
         raise _unreadable(error, str(model)) from None
+
+
+def _is_own(place: Place) -> bool:
+    """Whether qvl has it. Raises OSError where the folder that the user set may not be looked into."""
+    try:
+        return place.keeper == "qvl" and (place.folder / "config.json").is_file()
+    except OSError:
+        if os.environ.get("QVL_HOME"):
+            raise
+        return False  # somebody else's home folder, as in a container that runs as another user
 
 
 def locate(model: str | Path) -> Path:

@@ -77,8 +77,8 @@ def places(model: str) -> Iterator[Place]:
         yield Place(snapshot, "huggingface")
     # ModelScope writes a dot in the name as three underscores, but not always has.
     for name in dict.fromkeys((model, model.replace(".", "___"))):
-        yield Place(modelscope_cache() / "models" / name, "modelscope")
-        yield Place(modelscope_cache() / name, "modelscope")
+        for root in modelscope_caches():
+            yield Place(root / name, "modelscope")
     yield Place(paddlenlp_cache() / model, "paddlenlp")
 
 
@@ -88,34 +88,36 @@ def foreign_models() -> Iterator[tuple[str, Place]]:
         kind, *parts = repository.name.split("--")
         if kind == "models" and len(parts) >= 2 and (snapshot := _snapshot(repository)) is not None:
             yield f"{parts[0]}/{'--'.join(parts[1:])}", Place(snapshot, "huggingface")
-    roots: tuple[tuple[Path, Keeper], ...] = (
-        (modelscope_cache() / "models", "modelscope"),
-        (modelscope_cache(), "modelscope"),
-        (paddlenlp_cache(), "paddlenlp"),
-    )
-    for root, keeper in roots:
+    roots: list[tuple[Path, Keeper]] = [(root, "modelscope") for root in modelscope_caches()]
+    for root, keeper in (*roots, (paddlenlp_cache(), "paddlenlp")):
         for organisation in _folders(root):
-            if (keeper, organisation.name) == ("modelscope", "models"):
+            if organisation in modelscope_caches():  # they lie in each other
                 continue
             for folder in _folders(organisation):
                 yield f"{organisation.name}/{folder.name.replace('___', '.')}", Place(folder, keeper)
 
 
 def huggingface_cache() -> Path:
-    hf_home = Path(os.environ.get("HF_HOME") or _cache() / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hf_home / "hub")
+    caches = _named_folder("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache"
+    hf_home = _named_folder("HF_HOME") or caches / "huggingface"
+    return _named_folder("HF_HUB_CACHE") or _named_folder("HUGGINGFACE_HUB_CACHE") or hf_home / "hub"
 
 
-def modelscope_cache() -> Path:
-    return Path(os.environ.get("MODELSCOPE_CACHE") or _cache() / "modelscope" / "hub")
+def modelscope_caches() -> tuple[Path, ...]:
+    """Folders that hold ORGANISATION/NAME. Its versions differ in where, within the folder that a user can name."""
+    # Not XDG_CACHE_HOME, which it does not heed.
+    root = _named_folder("MODELSCOPE_CACHE") or (_home() or qvl_home()) / ".cache" / "modelscope"
+    return (root / "hub" / "models", root / "models", root / "hub", root)
 
 
 def paddlenlp_cache() -> Path:
-    return Path(os.environ.get("PPNLP_HOME") or (_home() or qvl_home()) / ".paddlenlp") / "models"
+    return (_named_folder("PPNLP_HOME") or (_home() or qvl_home()) / ".paddlenlp") / "models"
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or (_home() or qvl_home()) / ".cache")
+def _named_folder(variable: str) -> Path | None:
+    """The folder that a variable of the environment names, `~` and `$NAME` in it replaced, as those tools do."""
+    value = os.environ.get(variable)
+    return Path(os.path.expandvars(os.path.expanduser(value))) if value else None  # noqa: PTH111
 
 
 def _home() -> Path | None:

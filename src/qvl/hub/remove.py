@@ -28,10 +28,10 @@ def remove(model: str, folder: Path | None = None) -> int:
     there = [path for path in (target, partial, *_half_removed(target)) if path.exists()]
     if not there:
         raise UsageError(f"{model} is nothing that qvl has downloaded{_elsewhere(model) if folder is None else ''}")
-    if folder is not None and target.exists():
+    if target.exists():
         record = manifest.read(target)
         if record is None or record.model != model:
-            raise UsageError(f"{folder}: is not {model} as qvl has downloaded it; remove it by hand")
+            raise UsageError(f"{target}: is not {model} as qvl has downloaded it; remove it by hand")
     try:
         with exclusive(download_lock(target)), exclusive(read_lock(target)):
             freed = sum(_frees(path) for path in there)

@@ -118,11 +118,11 @@ def _state(folder: Path, record: manifest.Manifest | None) -> State:
 
 def _looks_whole(folder: Path) -> bool:
     """Whether config.json, a tokenizer and every shard that the index names are there."""
-    if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
-        return False
     from qvl.model.checkpoint import find_pickle, find_shards  # NumPy comes with it, and --help is to be quick
 
     try:
+        if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
+            return False
         return find_pickle(folder) is not None or bool(find_shards(folder))
     except (CheckpointError, OSError):
         return False

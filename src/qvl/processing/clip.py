@@ -1,7 +1,9 @@
 """Encoded clips: count the frames of one, then decode those that are asked for, by number.
 
-Animations go through Pillow, everything else through decord and, where that is missing or fails, PyAV. Some
-damaged clips crash either, so they run in a process beside this one (`clip_worker`), which is kept for the next clip.
+Animations go through Pillow, everything else through PyAV and, where that is missing or fails, decord. Where decord is
+right it gives the same pixels; in AVI, MPEG streams and trimmed files it gives other frames than asked for, and says
+nothing. Some damaged clips crash either, so they run in a process beside this one (`clip_worker`), which is kept for
+the next clip.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ DEADLINE = 300.0
 # What browsers show an animation at when it gives no duration, in milliseconds.
 _FRAME_MS = 100
 _PILLOW_MAGIC = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
-_READERS = ("decord", "av")
+_READERS = ("av", "decord")
 _IDLE = 4  # processes kept, for each reader
 _PIPE = 1 << 20
 
@@ -127,20 +129,20 @@ class Clip:
 
 
 def open_clip(media: Media, *, raw_pixels: bool = False) -> Animation | Clip:
-    """Open an encoded clip: animations with Pillow, others with decord or, where that is missing or fails, PyAV.
+    """Open an encoded clip: animations with Pillow, others with PyAV or, where that is missing or fails, decord.
 
-    `QVL_VIDEO_READER=decord|av` chooses. Raises MediaError, and UsageError when the chosen reader is not installed.
+    `QVL_VIDEO_READER=av|decord` chooses. Raises MediaError, and UsageError when the chosen reader is not installed.
     """
     head = media.head()
     # To Pillow the pictures of a Motion JPEG are one picture.
-    is_motion_jpeg = Path(media.name).suffix.lower() in (".mjpeg", ".mjpg")
+    is_motion_jpeg = Path(media.name.partition("?")[0]).suffix.lower() in (".mjpeg", ".mjpg")
     if not is_motion_jpeg and (head.startswith(_PILLOW_MAGIC) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")):
         return Animation(media, raw_pixels)
     choice = _choice()
     failure: MediaError | None = None
     for name in _READERS if choice == "auto" else (choice,):
         try:
-            return Clip(media, name, "av" if (choice, name) == ("auto", "decord") else None)
+            return Clip(media, name, "decord" if (choice, name) == ("auto", "av") else None)
         except _AbsentError:
             continue
         except MediaError as error:
@@ -162,13 +164,13 @@ def readers() -> list[str]:
 def _choice() -> str:
     choice = os.environ.get("QVL_VIDEO_READER") or "auto"
     if choice != "auto" and choice not in _READERS:
-        raise UsageError(f"QVL_VIDEO_READER={choice} is not known; decord, av or auto{suggest(choice, _READERS)}")
+        raise UsageError(f"QVL_VIDEO_READER={choice} is not known; av, decord or auto{suggest(choice, _READERS)}")
     return choice
 
 
 def _none_installed(choice: str) -> UsageError:
     if choice == "auto":
-        return UsageError("no video reader is installed: pip install decord, or pip install av")
+        return UsageError("no video reader is installed: pip install av")
     return UsageError(f"QVL_VIDEO_READER={choice}, but {choice} is not installed: pip install {choice}")
 
 

@@ -39,8 +39,6 @@ class _DamagedError(Exception):
 
 class DecordReader:
     def __init__(self, path: str) -> None:
-        # How often it tries again where a broken clip ends; the default of 10240 looks like a hang.
-        os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")
         os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "1.0")
         import decord
 
@@ -68,52 +66,113 @@ class DecordReader:
 
 
 class AvReader:
-    """PyAV, with decord's numbering: frames in order of presentation, counted by their packets."""
+    """PyAV: frames in order of presentation, counted by their packets, without those that an edit list cuts off."""
 
     def __init__(self, path: str) -> None:
         import av  # its log stays off, as it is by default: turned on, it deadlocks with the decoding threads
 
-        self.errors = (av.FFmpegError, OSError, ValueError, TypeError, IndexError)  # no time stamps: TypeError
+        self.errors = (av.FFmpegError, OSError, ValueError, TypeError, IndexError)
+        self.path = path
         try:
             with av.open(path) as container:
                 stream = container.streams.video[0]
-                packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-                stamped = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in packets)
-                self.stamps = [stamp for stamp, _ in stamped]
-                self.keys = [stamp for stamp, is_key in stamped if is_key]
-                self.fps = float(stream.average_rate or stream.guessed_rate or 0)
-                if self.stamps and not self.fps:
-                    self.fps = len(stamped) / max(float((stamped[-1][0] - stamped[0][0]) * stream.time_base), 1e-3)
-            self.frames = len(self.stamps)
-            self.container = av.open(path)
+                packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+                stamped = [(packet.dts if packet.pts is None else packet.pts, packet) for packet in packets]
+                self.stamps = sorted(stamp for stamp, _ in stamped if stamp is not None)
+                # A container finds a key frame by when it is decoded, at times before it is shown.
+                self.keys = sorted(
+                    (stamp, stamp if packet.dts is None else packet.dts)
+                    for stamp, packet in stamped
+                    if stamp is not None and packet.is_keyframe
+                )
+                # Only counting tells which frame is which where nothing says when one is shown and that is another
+                # order than they are decoded in, as in AVI; and behind a jump in MPEG's program streams, where times
+                # are off by a frame.
+                unsaid = stream.codec_context.has_b_frames and any(packet.pts is None for packet in packets)
+                self.counted = unsaid or len(self.stamps) < len(packets) or container.format.name == "mpeg"
+                self.fps = _rate(self.stamps, stream)
+            self.frames = len(packets)
+            self._open()
         except self.errors:
             raise _DamagedError(UNREADABLE) from None
+
+    def _open(self) -> None:
+        """Stand before the first frame."""
+        import av
+
+        self.container: Any = av.open(self.path)
+        self.stream = self.container.streams.video[0]
+        self.stream.thread_type = "AUTO"
+        self.decoder = self.container.decode(self.stream)
+        self.shown = 0  # frames that were decoded since
+        self.at: int | None = None  # the stamp of the last of them
+        self.frame: Any = None
 
     def read(self, indices: Sequence[int]) -> Iterator[Frame]:
         import numpy as np
 
-        stream = self.container.streams.video[0]
-        stream.thread_type = "AUTO"
-        decoder, at, frame = self.container.decode(stream), self.keys[0] if self.keys else 0, None
+        last = -1
         for index in indices:
-            stamp = self.stamps[index]
             try:
-                # Before the first key frame there is nothing to skip to: the first frame that decodes stands for what
-                # is built on none.
-                number = bisect_right(self.keys, stamp)
-                key = self.keys[number - 1] if number else at
-                if key > at:  # skip what lies before the key frame that this one is built on
-                    self.container.seek(key, stream=stream)
-                    decoder, at, frame = self.container.decode(stream), key, None
-                while frame is None or at < stamp:
-                    frame = next(decoder)
-                    at = frame.pts if frame.pts is not None else frame.dts
+                if index < last or (last < 0 and self.shown):
+                    self.container.close()
+                    self._open()
+                last = index
+                if self.counted:
+                    while self.shown <= index:
+                        self._step()
+                else:
+                    self._go_to(self.stamps[index])
             except (*self.errors, StopIteration):
                 raise _DamagedError(f"damaged, frame {index} does not decode") from None
-            yield np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
+            yield np.rot90(self.frame.to_ndarray(format="rgb24"), round(getattr(self.frame, "rotation", 0) / 90))
+
+    def _step(self) -> int:
+        """Decode a frame; its stamp."""
+        self.frame = next(self.decoder)
+        self.shown += 1
+        self.at = int((self.frame.dts if self.frame.pts is None else self.frame.pts) or 0)
+        return self.at
+
+    def _go_to(self, stamp: int) -> None:
+        """Decode up to the first frame that is shown then or later, from the last key frame before it if that is ahead.
+
+        Before the first key frame the first frame that decodes stands for what is built on none.
+        """
+        number = bisect_right(self.keys, (stamp, sys.maxsize))
+        if number and self.keys[number - 1][0] > (self.keys[0][0] if self.at is None else self.at):
+            self._skip(number, stamp)
+        while self.at is None or self.at < stamp:
+            self._step()
+
+    def _skip(self, number: int, stamp: int) -> None:
+        """Decode the first frame from key frame `number` on, counted from 1.
+
+        From an earlier one, or the beginning, where a container goes too far.
+        """
+        for earlier in range(number, 0, -1):
+            self.container.seek(self.keys[earlier - 1][1], stream=self.stream)
+            self.decoder = self.container.decode(self.stream)
+            if self._step() <= stamp:
+                return
+        self.container.close()
+        self._open()
 
     def close(self) -> None:
         self.container.close()
+
+
+def _rate(stamps: Sequence[int], stream: Any) -> float:
+    """Frames a second, as the file states them, unless that is far from what their times say.
+
+    What browsers record states none, or the unit of its times.
+    """
+    stated = float(stream.average_rate or 0)
+    span = float((stamps[-1] - stamps[0]) * stream.time_base) if stamps else 0.0
+    counted = (len(stamps) - 1) / span if span > 0 else 0.0
+    if counted and not 0.5 <= stated / counted <= 2:
+        return counted
+    return stated or float(stream.guessed_rate or 1)
 
 
 READERS: dict[str, type[DecordReader] | type[AvReader]] = {"decord": DecordReader, "av": AvReader}

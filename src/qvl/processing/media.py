@@ -122,7 +122,7 @@ def local_path(source: str | Path) -> Path:
     if parts.netloc not in ("", "localhost"):
         raise MediaError(f"{describe(source)}: names the host {parts.netloc!r}; a local file is file:///path")
     literal = Path(text[len("file://") :])  # written by hand, such a path is often not percent-encoded
-    return literal if not parts.netloc and exists(literal) else Path(url2pathname(unquote(parts.path)))
+    return literal if not parts.netloc and exists(literal) else Path(url2pathname(parts.path))  # decodes it
 
 
 def exists(path: Path) -> bool:

@@ -42,6 +42,7 @@ class GenerationConfig:
             # Checkpoints also write "greedy" as a draw at a temperature next to nothing.
             if not data.get("do_sample", False) or 0 < sampling.get("temperature", 1.0) < TEMPERATURES[0]:
                 sampling["temperature"] = 0.0
+            sampling.setdefault("temperature", 1.0)  # what a draw is at where the file does not say
             return GenerationConfig(_ids(eos_fallback if eos is None else eos), sampling)
         except FileNotFoundError:
             return GenerationConfig(_ids(eos_fallback), {})

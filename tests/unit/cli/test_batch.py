@@ -185,6 +185,24 @@ def test_a_record_that_changed_is_not_mixed_in(batch: Run, echo: Echo) -> None:
     assert lines_of(OUT)[0]["text"] == "ONE!" and len(echo.asked) == 28
 
 
+def test_a_restart_that_answers_nothing_keeps_the_answers_that_are_there(
+    batch: Run, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch("-o", "out.jsonl")
+    before = OUT.read_bytes()
+    aside = OUT.with_name("out.jsonl.retry")
+    aside.write_bytes(before)
+    echo.fail_after = 0
+    assert batch("-o", "out.jsonl", "--restart")[0] == 130
+    echo.fail_after = None
+    pipe(monkeypatch, b"")
+    code, _, err = batch("--batch", "-", "-o", "out.jsonl", "--restart")
+    assert code == 2 and "no records, so out.jsonl is left as it was" in err
+    assert OUT.read_bytes() == aside.read_bytes() == before
+    assert batch("-o", "out.jsonl", "--restart")[0] == 1  # some of its records are bad
+    assert OUT.read_bytes() == before and not aside.exists()
+
+
 def test_records_that_moved_or_went_are_noticed(batch: Run) -> None:
     batch("-o", "out.jsonl")
     batch("-o", "any.jsonl", "--unordered", "--batch-size", "3")

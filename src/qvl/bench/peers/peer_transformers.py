@@ -17,6 +17,9 @@ class Transformers:
         import torch
         import transformers
 
+        # The package reads its parts when they are asked for: here, as qvl's side does, where the time counts.
+        from transformers import AutoProcessor, Qwen2VLForConditionalGeneration  # noqa: F401
+
         torch.set_num_threads(threads)
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         return {"versions": versions, "threads": torch.get_num_threads(), "contexts": True, "batches": True}

@@ -18,6 +18,7 @@ from qvl.model.qwen2_vl import ModelInputs
 from qvl.model.weights import Progress
 from qvl.profile import Profile
 from qvl.runtime import memory
+from qvl.runtime.cache import cache_bytes
 from qvl.runtime.split import calls
 from qvl.runtime.split.crew import Crew
 
@@ -37,7 +38,11 @@ class SplitCache:
 
     @property
     def untouched(self) -> int:
-        return 0
+        """Of one worker: it is measured against what is free for each of them."""
+        owner = self._owner
+        if owner.placement.device != "cpu":
+            return 0
+        return cache_bytes(part_config(owner.config, owner.size), self.capacity - self._filled, self.dtype)
 
     @property
     def state(self) -> calls.CacheState:
