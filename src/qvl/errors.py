@@ -46,6 +46,14 @@ class CheckpointError(QvlError):
     """A model folder is incomplete, damaged, or of a kind qvl does not run."""
 
 
+class UnknownLayoutError(CheckpointError):
+    """Weights that do not say in which layout their matrices are. what: said of them, without what to do about it."""
+
+    def __init__(self, what: str, remedy: str = "--set weight_layout=hf or weight_layout=paddle") -> None:
+        super().__init__(f"{what}; say {remedy}")
+        self.what = what
+
+
 class DownloadError(QvlError):
     """A model could not be downloaded, checked or removed."""
 

@@ -55,12 +55,12 @@ class Generation:
 class MemoryNeed:
     """GiB for the weights and a full context's KV cache, by dtype; what pictures need in passing comes on top.
 
-    For people to read (`qvl profiles`): before a run the true shape of the checkpoint is measured.
+    For people to read (`qvl profiles`): before a run the true shape of the checkpoint is measured. bfloat16: of float16
+    as well, which takes as much.
     """
 
     float32: Annotated[float, Range(above=0)] | None = None
     bfloat16: Annotated[float, Range(above=0)] | None = None
-    float16: Annotated[float, Range(above=0)] | None = None
 
 
 @dataclass(frozen=True)

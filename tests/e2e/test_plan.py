@@ -52,6 +52,20 @@ def test_a_long_context_and_many_answers_take_more(qvl: Run) -> None:
     assert long["workspace"] > short["workspace"] and long["weights"] == short["weights"]
 
 
+def test_devices_and_dtype_are_the_profiles_unless_a_flag_says_otherwise(qvl: Run) -> None:
+    def planned(*arguments: str) -> tuple[int, str, int]:
+        code, out, _ = qvl("plan", "--profile", "2b", "--json", *arguments)
+        assert code == 0
+        record = json.loads(out)
+        return record["devices"], record["dtype"], record["device"]["weights"]
+
+    sets = ("--set", "devices='0,1'", "--set", "dtype=float32")
+    whole, parted = planned("--devices", "1"), planned(*sets)
+    assert (whole[:2], parted[:2]) == ((1, "bfloat16"), (2, "float32"))
+    assert whole[2] < parted[2] < 2 * whole[2]
+    assert planned(*sets, "--devices", "1", "--dtype", "bfloat16") == whole
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -60,6 +74,14 @@ def test_a_long_context_and_many_answers_take_more(qvl: Run) -> None:
         (("--dtype", "int8"), "--dtype int8: bfloat16, float16 or float32 was expected"),
         (("--profile", "2b-full", "--devices", "5"), "batch_size 32 is not a multiple of"),
         (("--profile", "2b", "--set", "quantize=int4"), "'qvl doctor' shows what they take"),
+        (("--profile", "2b", "--set", "model=2b-awq"), "Instruct-AWQ is quantised, and quantised weights stay on one"),
+        (("--profile", "2b-lora", "--set", "model=2b-awq"), "fine-tuning takes the original"),
+        (("--profile", "2b-lora", "--set", "quantize=int4"), "quantised weights cannot learn"),
+        (("--profile", "2b", "--context", "999999"), "Qwen/Qwen2-VL-2B-Instruct takes at most 32768 tokens"),
+        (("--profile", "2b-lora", "--context", "9000"), "at most training.max_length=8192"),
+        (("--profile", "72b-lora", "--dtype", "float16"), "a model in parts learns in bfloat16 or float32"),
+        (("--profile", "2b-lora", "--batch", "2"), "--batch is of answers; an update takes"),
+        (("--set", "devices='0,1'", "--set", "tensor_parallel=4"), "tensor_parallel=4 do not agree"),
     ],
 )
 def test_what_cannot_be_planned(qvl: Run, arguments: tuple[str, ...], message: str) -> None:

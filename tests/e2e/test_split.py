@@ -206,6 +206,7 @@ def test_workers_end_with_the_engine_that_has_them(tiny_checkpoint: Path) -> Non
         ({"tensor_parallel": 3}, "cannot be split in 3 equal parts; 2, 4 would do"),
         ({"tensor_parallel": 2, "quantize": "int8"}, "quantised weights stay on one device"),
         ({"devices": "0,1", "device": "cpu"}, "leave out one of them"),
+        ({"devices": "0,1", "device": "gpu:2"}, "begins with gpu:0, and --device is gpu:2; leave out one of them"),
         ({"devices": "0,0", "device": "gpu"}, "has one of them twice|CPU build"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -116,6 +117,31 @@ def test_a_folder_with_something_else_in_it_is_left_alone(hub: Hub, run: Run, tm
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes")
+def test_an_empty_folder_keeps_its_mode(hub: Hub, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team").chmod(0o2775)
+    assert run("2b", "--dir", str(tmp_path / "team"))[0] == 0
+    assert is_model(tmp_path / "team", hub) and stat.S_IMODE((tmp_path / "team").stat().st_mode) == 0o2775
+
+
+def test_the_working_directory_is_not_replaced(
+    hub: Hub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    before = Path.cwd().stat().st_ino
+    for folder in (".", str(tmp_path / "empty")):
+        code, out, err = run("2b", "--dir", folder)
+        assert (code, out) == (1, "") and "is the working directory; name a folder inside it" in err and not hub.asked
+    assert (tmp_path / "empty").stat().st_ino == before
+    assert run("2b", "--dir", "inside")[0] == 0 and is_model(tmp_path / "empty" / "inside", hub)
+    monkeypatch.chdir(tmp_path / "empty" / "inside")
+    assert run("2b", "--dir", ".")[0] == 0, "what is there is there"
+    os.truncate(BIG, 10)
+    assert run("2b", "--dir", ".")[0] == 0 and is_model(Path(), hub), "and is repaired file by file"
+
+
 @pytest.mark.parametrize("how", ["flag", "variable"])
 def test_offline_touches_no_network(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     flags = ["--offline"] if how == "flag" else []
@@ -132,6 +158,18 @@ def test_json_says_what_was_done(hub: Hub, run: Run, store: Path) -> None:
     assert code == 0 and err == ""
     assert (got["model"], got["folder"], got["source"]) == (hub.model, str(store / hub.model), "huggingface")
     assert got["bytes"] == hub.sent() and not got["was_here"]
+
+
+def test_a_model_that_cannot_be_had_does_not_keep_the_others_away(hub: Hub, run: Run, store: Path) -> None:
+    code, out, err = run("7b-base", "2b")
+    assert (code, out) == (1, f"{store / hub.model}\n") and is_model(store / hub.model, hub)
+    assert [line for line in err.splitlines() if line.startswith("qvl: error: Qwen/Qwen2-VL-7B could not be")]
+    code, out, err = run("7b-base", "2b", "--json")
+    failed, got = json.loads(out)["models"]
+    assert code == 1 and failed["model"] == "Qwen/Qwen2-VL-7B" and err == f"qvl: error: {failed['error']}\n"
+    assert (got["model"], got["was_here"]) == (hub.model, True) and "error" not in got
+    hub.asked.clear()
+    assert run("2b", "no-such-model", "--json")[:2] == (2, "") and not hub.asked
 
 
 def test_two_files_with_the_same_bytes_come_once(hub: Hub, run: Run, store: Path) -> None:

@@ -239,6 +239,39 @@ def test_a_model_in_a_folder_of_ones_own_is_verified_and_removed(hub: Hub, run: 
     assert not folder.exists()
 
 
+def test_a_model_that_fails_does_not_keep_the_others_from_being_checked(hub: Hub, run: Run, store: Path) -> None:
+    first = hub.model
+    assert run("2b")[0] == 0
+    hub.model = "Qwen/Qwen2-VL-7B"
+    assert run("7b-base")[0] == 0
+    damage(store / first / BIG)
+    code, out, err = run("--verify", "2b", "7b-base", "--offline", "--json")
+    broken, sound = json.loads(out)["models"]
+    assert code == 1 and broken["model"] == first and sound["model"] == hub.model and sound["broken"] == []
+    assert f"broken: {BIG}" in broken["error"] and err == f"qvl: error: {broken['error']}\n"
+    code, _, err = run("--rm", "2b", "7b", "7b-base")
+    assert code == 1 and "nothing that qvl has downloaded" in err and err.count("removed ") == 2
+    code, out, err = run("--rm", "2b", "7b-base", "--json")
+    assert code == 2 and err.count("qvl: error: ") == 2, "none of them is there"
+    assert all("nothing that qvl" in model["error"] for model in json.loads(out)["models"])
+
+
+def test_the_name_beside_a_folder_has_to_be_what_is_there(hub: Hub, run: Run, tmp_path: Path) -> None:
+    folder = str(tmp_path / "own")
+    assert run("2b", "--dir", folder)[0] == 0
+    for what in ("--verify", "--list"):
+        assert run(what, "2b", "--dir", folder)[0] == 0
+        code, out, err = run(what, "7b", "--dir", folder)
+        assert (code, out) == (2, "") and f"{hub.model} is there, not Qwen/Qwen2-VL-7B-Instruct" in err
+
+
+@pytest.mark.parametrize("flags", [["--source", "hf"], ["--jobs", "2"], ["--offline"]])
+def test_a_list_fetches_nothing(hub: Hub, run: Run, flags: list[str]) -> None:
+    assert hub
+    code, out, err = run("--list", *flags)
+    assert (code, out) == (2, "") and f"leave out {flags[0]}" in err
+
+
 def test_two_things_at_once_are_a_wrong_request(hub: Hub, run: Run) -> None:
     assert hub
     assert run("--list", "--rm")[0] == 2 and run()[0] == 2 and run("--rm")[0] == 2

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from qvl.training.checkpoints import STATE, clear_partials, list_checkpoints, rotate, write_checkpoint
+from qvl.training import checkpoints
+from qvl.training.checkpoints import (
+    STATE,
+    clear_partials,
+    list_checkpoints,
+    rotate,
+    write_checkpoint,
+    write_result,
+)
 
 
 class Killed(BaseException):
@@ -65,3 +73,27 @@ def test_a_failure_to_write_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         write_checkpoint(tmp_path, 10, fail)
     assert list_checkpoints(tmp_path) == [(5, first)] and list(tmp_path.iterdir()) == [first]
+
+
+def test_all_of_a_checkpoint_and_of_a_result_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def note(path: Path) -> None:
+        assert path.exists() and (path == tmp_path or not final.exists())
+        synced.append(path.name)
+
+    def fill_deep(folder: Path) -> None:
+        (folder / "adapter").mkdir(parents=True)
+        (folder / "adapter" / "adapter_config.json").write_text("{}")
+        (folder / STATE).write_text("{}")
+
+    monkeypatch.setattr(checkpoints, "_sync", note)
+    final = tmp_path / "checkpoint-5"
+    write_checkpoint(tmp_path, 5, fill_deep)
+    assert {"adapter_config.json", "adapter", STATE} < set(synced) and synced[-1] == tmp_path.name
+    synced.clear()
+    final = tmp_path / "adapter"
+    write_result(tmp_path, "adapter", fill_deep)
+    assert {"adapter_config.json", "adapter", STATE} < set(synced) and synced[-1] == tmp_path.name

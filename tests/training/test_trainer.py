@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
-from qvl.errors import CheckpointError
+from qvl.errors import CheckpointError, QvlError
 from qvl.model.config import ModelConfig
 from qvl.model.device import place
 from qvl.model.weights import fill_model, load_model
@@ -19,12 +21,13 @@ from qvl.processing.prompt import Example
 from qvl.profile_training import TrainingOptions
 from qvl.training.batch import collate
 from qvl.training.checkpoints import last_checkpoint
-from qvl.training.loader import Loader
+from qvl.training.loader import Loader, Source
 from qvl.training.loss import linear_cross_entropy
 from qvl.training.model import TrainingModel, choose_trained
 from qvl.training.plan import Plan
 from qvl.training.record import StepRecord
-from qvl.training.trainer import Recorder, SftTrainer, make_arguments
+from qvl.training.recorder import Evaluation, Recorder
+from qvl.training.trainer import SftTrainer, make_arguments
 from tests.conftest import CheckpointOf
 from tests.golden.training_cases import EMBEDDING, LANGUAGE, RECIPE, TRAINING_CASES, sample
 from tests.training.support import load_training_case, stored_layout, training_example
@@ -43,6 +46,8 @@ class Harness:
     steps: int
     ranks: int = 1
     full_at: int | None = None  # the checkpoint for which the disk has no room
+    evaluation: Evaluation | None = None
+    source: Source | None = None  # what the examples are read from, if not the list itself
     records: list[StepRecord] = field(default_factory=list)
 
     def run(self, *, stop_after: int | None = None, resume: bool = False) -> SftTrainer:
@@ -60,7 +65,7 @@ class Harness:
         )
         loader = Loader(
             plan,
-            self.examples,
+            self.examples if self.source is None else self.source,
             config,
             rank=paddle.distributed.get_rank(),
             steps=self.steps,
@@ -71,6 +76,7 @@ class Harness:
             seed=self.options.seed,
             save_steps=self.options.save_steps,
             wants_stop=lambda: stop_after is not None and len(self.records) >= stop_after,
+            evaluation=self.evaluation,
         )
         from qvl.model.save import save_model
 
@@ -209,6 +215,79 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_named(tiny_check
     again = Harness(tiny_checkpoint, examples, tmp_path / "out", options, steps=5)
     again.run(resume=True)
     assert [(r.step, r.loss) for r in again.records] == [(r.step, r.loss) for r in whole.records[2:]]
+
+
+def test_a_run_asked_to_stop_is_not_evaluated_first_and_goes_on_as_an_unbroken_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    examples = [training_example(name, tiny_checkpoint) for name in BATCH]
+
+    def run(name: str, *, stop_after: int | None = None, resume: bool = False) -> list[tuple[int, float]]:
+        judged: list[tuple[int, float]] = []
+
+        def on_loss(step: int, loss: float) -> bool:
+            judged.append((step, loss))
+            return False
+
+        evaluation = Evaluation(examples, 2, on_loss)
+        harness = Harness(tiny_checkpoint, examples, tmp_path / name, recipe(), steps=5, evaluation=evaluation)
+        harness.run(stop_after=stop_after, resume=resume)
+        return judged
+
+    whole = run("whole")
+    assert [step for step, _ in whole] == [2, 4, 5]
+    stopped = run("parts", stop_after=3)
+    assert stopped == whole[:1] and last_checkpoint(tmp_path / "parts") == tmp_path / "parts" / "checkpoint-3"
+    assert run("parts", resume=True) == whole[1:]
+
+
+@pytest.mark.parametrize("figure", ["loss", "gradient norm"])
+def test_a_figure_that_is_no_number_ends_the_run_before_it_is_learnt(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: str
+) -> None:
+    examples = [training_example(name, tiny_checkpoint) for name in BATCH]
+    harness = Harness(tiny_checkpoint, examples, tmp_path, recipe(save_steps=1), steps=4)
+    forward = TrainingModel.forward
+
+    def broken(model: TrainingModel, *inputs: object) -> paddle.Tensor:
+        loss = forward(model, *inputs)  # type: ignore[arg-type]
+        if len(harness.records) < 2:
+            return loss
+        # The square root of nothing has no slope: 0 / 0 is added to every gradient.
+        return loss + paddle.sqrt(loss * 0.0) if figure == "gradient norm" else loss * math.nan
+
+    monkeypatch.setattr(TrainingModel, "forward", broken)
+    with pytest.raises(QvlError, match=rf"^update 3: the {figure} is (nan|inf), so the run ends before it"):
+        harness.run()
+    assert [record.step for record in harness.records] == [1, 2]
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+class SlowExamples:
+    """Each takes a second of a clock that nothing else moves."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples, self.now = examples, 0.0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        self.now += 1.0
+        return self.examples[index]
+
+
+def test_the_seconds_of_an_update_are_also_those_it_waits_for_its_samples(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [training_example(name, tiny_checkpoint) for name in BATCH]
+    slow = SlowExamples(examples)
+    evaluation = Evaluation(slow, 2, lambda *_: True)  # which takes time too, and no update's
+    harness = Harness(tiny_checkpoint, examples, tmp_path, recipe(), 3, evaluation=evaluation, source=slow)
+    monkeypatch.setattr("qvl.training.recorder.time", SimpleNamespace(perf_counter=lambda: slow.now))
+    harness.run()
+    assert [record.seconds for record in harness.records] == [3.0, 3.0, 3.0]
+    assert slow.now == 3 * 3.0 + 2 * len(examples)
 
 
 def test_a_part_that_some_updates_do_not_reach_goes_on_as_if_unbroken(tiny_checkpoint: Path, tmp_path: Path) -> None:

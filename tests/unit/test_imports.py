@@ -30,6 +30,7 @@ LAYERS: dict[str, set[str]] = {
 WITHOUT_PADDLE = ("processing", "profile", "profile_files", "schema", "messages", "messages_json", "errors", "hub")
 WITHOUT_PADDLE_EITHER = (
     *("model.config", "grounding", "profile_training", "reading", "cli", "runtime.records"),
+    *("training.refusals", "model.asking"),
     *("bench.model", "bench.run", "bench.peers"),  # where the time is taken while a side computes in its own process
 )
 

@@ -14,7 +14,7 @@ from qvl.cli.doctor_view import show
 from qvl.cli.infer import PLACED, chosen_profile
 from qvl.cli.options import MediaOptions, ModelOptions, flattened, option
 from qvl.doctor.wish import Wish
-from qvl.errors import QvlError
+from qvl.errors import QvlError, UsageError
 from qvl.profile import Profile, load_profile
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _profile(options: WishOptions) -> Profile | None:
     if named is None or named.command == "infer":
         same = ("profile", "model", "settings", "device", "dtype", "quant", "cache_dtype", "threads")
         return chosen_profile(ModelOptions(**{name: getattr(options, name) for name in same}), MediaOptions())[0]
+    if options.cache_dtype is not None:
+        raise UsageError(f"--cache-dtype is of what answers; profile '{options.profile}' is for qvl {named.command}")
     return _revised(named, options)
 
 

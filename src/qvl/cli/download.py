@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -13,7 +14,7 @@ import typer
 from qvl.cli import render
 from qvl.cli.options import flattened, option
 from qvl.cli.paths import local
-from qvl.errors import UsageError
+from qvl.errors import QvlError, UsageError
 
 if TYPE_CHECKING:
     from qvl.hub.download import Request
@@ -90,6 +91,8 @@ def download(download: DownloadOptions, keeping: KeepingOptions, output: Downloa
         raise UsageError("--list, --verify and --rm do different things; take one")
     if download.folder is not None and len(download.names) > 1:
         raise UsageError("--dir takes the files of one model; name one, or set QVL_HOME for all")
+    if keeping.list_models:
+        _check_nothing_is_fetched(download)
     with render.manners(render.AnswerWriter(silent=True)):
         if keeping.list_models:
             _list(download, output)
@@ -104,22 +107,46 @@ def download(download: DownloadOptions, keeping: KeepingOptions, output: Downloa
 def _download(options: DownloadOptions, output: DownloadOutput) -> None:
     if not options.names:
         raise UsageError("which model? qvl download NAME, such as 2b; --list shows what is here")
-    from qvl.hub.download import Got
     from qvl.hub.download import download as fetch
 
+    def one(request: Request) -> dict[str, Any]:
+        got = fetch(request, watcher)
+        if got.was_here:
+            watcher.note(f"{got.model} is here already, in {_whose(got.keeper)}")
+        if not output.as_json:
+            print(got.folder, flush=True)
+        return {**vars(got), "folder": str(got.folder), "was_here": got.was_here}
+
     requests = [_request(name, options) for name in options.names]
-    done: list[Got] = []
     with _watching(output.quiet or output.as_json) as watcher:
-        for request in requests:
-            got = fetch(request, watcher)
-            if got.was_here:
-                watcher.note(f"{got.model} is here already, in {_whose(got.keeper)}")
-            done.append(got)
-            if not output.as_json:
-                print(got.folder, flush=True)
+        _each(requests, one, output)
+
+
+def _each(requests: Sequence[Request], one: Callable[[Request], dict[str, Any]], output: DownloadOutput) -> None:
+    """Do it to every model, whatever became of those before it, and print what was done where JSON is asked for.
+
+    Raises the error of a single model; of several each is shown, and the exit code is 1, or 2 where all of them were
+    wrong requests.
+    """
+    done: list[dict[str, Any]] = []
+    errors: list[QvlError] = []
+    for request in requests:
+        try:
+            done.append(one(request))
+        except QvlError as error:
+            errors.append(error)
+            done.append({"model": request.model, "error": str(error)})
+            if len(requests) > 1:
+                if output.debug:
+                    traceback.print_exc()
+                render.error(str(error))
     if output.as_json:
-        fields = [{**vars(got), "folder": str(got.folder), "was_here": got.was_here} for got in done]
-        render.json_object({"models": fields})
+        render.json_object({"models": done})
+    if errors and len(requests) == 1:
+        raise errors[0]
+    if errors:
+        wrong = len(errors) == len(requests) and all(error.exit_code == UsageError.exit_code for error in errors)
+        raise typer.Exit(UsageError.exit_code if wrong else QvlError.exit_code)
 
 
 def _verify(options: DownloadOptions, output: DownloadOutput) -> None:
@@ -129,16 +156,16 @@ def _verify(options: DownloadOptions, output: DownloadOutput) -> None:
         requests = [_request_of_folder(options)]
     else:
         requests = [_request(name, options) for name in options.names or _own_models()]
-    done = []
+
+    def one(request: Request) -> dict[str, Any]:
+        checked = verify(request, watcher)
+        if not output.as_json:
+            what = f"{len(checked.broken)} repaired" if checked.broken else "all right"
+            print(f"{checked.model}: {checked.files} files, {what}", flush=True)
+        return {**vars(checked), "folder": str(checked.folder)}
+
     with _watching(output.quiet or output.as_json) as watcher:
-        for request in requests:
-            checked = verify(request, watcher)
-            done.append(checked)
-            if not output.as_json:
-                what = f"{len(checked.broken)} repaired" if checked.broken else "all right"
-                print(f"{checked.model}: {checked.files} files, {what}", flush=True)
-    if output.as_json:
-        render.json_object({"models": [{**vars(checked), "folder": str(checked.folder)} for checked in done]})
+        _each(requests, one, output)
 
 
 def _remove(options: DownloadOptions, output: DownloadOutput) -> None:
@@ -148,14 +175,21 @@ def _remove(options: DownloadOptions, output: DownloadOutput) -> None:
     from qvl.hub.remove import remove
 
     requests = [_request(name, options) for name in options.names] or [_request_of_folder(options)]
-    removed = []
-    for request in requests:
+
+    def one(request: Request) -> dict[str, Any]:
         freed = remove(request.model, request.folder)
-        removed.append({"model": request.model, "bytes": freed})
         if not output.as_json:
             render.note(f"removed {request.model}, {readable(freed)}", output.quiet)
-    if output.as_json:
-        render.json_object({"models": removed})
+        return {"model": request.model, "bytes": freed}
+
+    _each(requests, one, output)
+
+
+def _check_nothing_is_fetched(options: DownloadOptions) -> None:
+    given = {"--source": options.source is not None, "--jobs": options.jobs is not None, "--offline": options.offline}
+    flag = next((name for name, is_given in given.items() if is_given), None)
+    if flag is not None:
+        raise UsageError(f"--list looks at what is here and fetches nothing; leave out {flag}")
 
 
 def _list(options: DownloadOptions, output: DownloadOutput) -> None:
@@ -208,10 +242,11 @@ def _request(name: str, options: DownloadOptions) -> Request:
 
 
 def _request_of_folder(options: DownloadOptions) -> Request:
-    """What to do with the model in --dir: its manifest says which one it is."""
+    """What to do with the model in --dir: its manifest says which one it is, and has to be of the one named."""
     from dataclasses import replace
 
     from qvl.hub import manifest
+    from qvl.hub.names import resolve
 
     folder = local(options.folder or ".").resolve()
     record = manifest.read(folder)
@@ -219,6 +254,8 @@ def _request_of_folder(options: DownloadOptions) -> Request:
         return _request(options.names[0], options)
     if record is None:
         raise UsageError(f"{folder}: no model that qvl has downloaded is there")
+    if options.names and (named := resolve(options.names[0]).model) != record.model:
+        raise UsageError(f"{folder}: {record.model} is there, not {named}")
     return replace(_request(record.model, options), model=record.model, folder=folder)
 
 

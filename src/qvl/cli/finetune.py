@@ -99,7 +99,7 @@ class RunOptions:
     resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in the output folder.")] = False
     dry_run: Annotated[bool, option("--dry-run", help="Check the data, estimate the memory, and stop.")] = False
     plot: Annotated[str | None, option("--plot", metavar="OUT.png", help="Draw the loss curve at the end.")] = None
-    quiet: Annotated[bool, option("--quiet", "-q", help="No progress.")] = False
+    quiet: Annotated[bool, option("--quiet", "-q", help="No progress; --dry-run still shows its estimate.")] = False
     debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
 
 
@@ -114,6 +114,8 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
         return
     if data.output is None:
         raise UsageError("--output DIR is missing: where checkpoints and the result go")
+    if run.plot is not None and run.dry_run:
+        raise UsageError("--plot draws what --dry-run does not do; leave out one of them")
     if run.plot is not None:
         check_plot(local(run.plot), local(data.output))
     _prepare_training(recipe)
@@ -143,12 +145,20 @@ def finetune(data: DataOptions, recipe: RecipeOptions, machines: NodeOptions, ru
 
 def _processes_here(profile: Profile, recipe: RecipeOptions, nodes: Nodes | None) -> int:
     """How many there are on this machine: those asked for, or as many as the model has parts."""
+    device, is_one = profile.device, ":" in profile.device
     if recipe.devices is not None:
         count = len(recipe.devices.split(","))
         if recipe.nproc not in (None, count):
             raise UsageError(f"--nproc {recipe.nproc} and --devices {recipe.devices}, which are {count}: leave out one")
+        if device == "cpu" or is_one:
+            raise UsageError(
+                f"--devices {recipe.devices} says where to train, and so does device {device}: leave out one"
+            )
         return count
-    return recipe.nproc or (profile.tensor_parallel if nodes is None else 1)
+    count = recipe.nproc or (profile.tensor_parallel if nodes is None else 1)
+    if is_one and count > 1:
+        raise UsageError(f"--device {device} is one GPU for {count} processes; --devices names one for each")
+    return count
 
 
 def _train(profile: Profile, data: DataOptions, run: RunOptions, count: int) -> bool:
@@ -173,7 +183,7 @@ def _train(profile: Profile, data: DataOptions, run: RunOptions, count: int) -> 
     )
     laid_out = runs.lay_out(profile, request, watch)
     if run.dry_run:
-        watch.estimated(*runs.estimate_run(laid_out))
+        Watch(quiet=not first).estimated(*runs.estimate_run(laid_out))  # all that there is to show, so with -q as well
         return False
     answer = None
     if profile.training.eval_answers:

@@ -100,7 +100,12 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
 
     Raises UsageError, also for a profile that is for another command.
     """
-    name, model = options.profile, options.model
+    name, model, settings = options.profile, options.model, list(options.settings)
+    if name is None and options.adapter:
+        from qvl.hub.adapters import template_of
+
+        template = template_of(options.adapter[0])
+        settings = [f"template={template}", *settings] if template else settings
     if model is None and options.adapter:  # what an adapter was trained on is not a matter of the profile
         from qvl.hub.adapters import base_name
 
@@ -111,7 +116,7 @@ def chosen_profile(options: ModelOptions, media: MediaOptions) -> tuple[Profile,
         name, note = default_profile()
     else:
         note = None
-    profile = load_profile(name, options.settings)
+    profile = load_profile(name, settings)
     if profile.command != "infer":
         other = _profile_of(profile.model)
         raise UsageError(f"profile '{name}' is for qvl {profile.command}; take one such as {other}")

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvl.cli import render
+from qvl.cli.layout import layout_of, naming_layout
 from qvl.cli.options import flattened, option
 from qvl.cli.paths import local
 from qvl.errors import CheckpointError, UsageError
@@ -34,6 +35,10 @@ class MergeOptions:
     dtype: Annotated[
         str | None,
         option("--dtype", metavar="float32|bfloat16|float16", help="Of the merged weights; the base's by default."),
+    ] = None
+    layout: Annotated[
+        str | None,
+        option("--layout", metavar="hf|paddle", help="Of the base's matrices, where its files do not say it."),
     ] = None
     no_check: Annotated[
         bool,
@@ -76,8 +81,16 @@ def _base_of(adapter: Path) -> Path:
 def _merge(options: MergeOptions, base: Path, adapter: Path, out: Path) -> None:
     from qvl.runtime.merging import merge
 
-    with render.progress(f"merging {adapter.name}", options.quiet) as on_progress:
-        result = merge(base, adapter, out, dtype=options.dtype, compared=not options.no_check, on_progress=on_progress)
+    with render.progress(f"merging {adapter.name}", options.quiet) as on_progress, naming_layout():
+        result = merge(
+            base,
+            adapter,
+            out,
+            dtype=options.dtype,
+            layout=layout_of(options.layout),
+            compared=not options.no_check,
+            on_progress=on_progress,
+        )
     if result is None:
         render.note("merged logits were not compared with the adapter's", options.quiet)
         return

@@ -28,10 +28,10 @@ def option(
     **settings: Any,
 ) -> Any:
     """An option that is checked here: what Typer says of a number out of bounds differs by its version."""
-    return typer.Option(*names, show_default=False, callback=_check(names[0], min, above, may_be_empty), **settings)
+    return typer.Option(*names, show_default=False, callback=checked(names[0], min, above, may_be_empty), **settings)
 
 
-def _check(name: str, least: float | None, above: float | None, may_be_empty: bool) -> Callable[[Any], Any]:
+def checked(name: str, least: float | None, above: float | None, may_be_empty: bool) -> Callable[[Any], Any]:
     bound = f"of at least {least:g}" if least is not None else f"above {above:g}" if above is not None else ""
 
     def check(value: Any) -> Any:
@@ -59,7 +59,7 @@ class MediaOptions:
             help="Pictures and clips in order: files, http(s) URLs, data: URIs, or - for standard input.",
             metavar="MEDIA",
             show_default=False,
-            callback=_check("MEDIA", None, None, False),
+            callback=checked("MEDIA", None, None, False),
         ),
     ] = field(default_factory=list)
     video: Annotated[

@@ -35,17 +35,28 @@ class PlanOptions:
     )
     devices: Annotated[
         int | None,
-        option("--devices", min=1, metavar="N", help="How many; as many as the profile splits a model over."),
+        option(
+            "--devices", min=1, metavar="N", help="How many; without it, as many as the profile splits a model over."
+        ),
     ] = None
     machine: Annotated[
         str | None,
         option("--machine", metavar="NAME", help="One of A100-80G, H100, H200, A10, 4090; else all of them."),
     ] = None
-    dtype: Annotated[str, option("--dtype", metavar="bfloat16|float16|float32", help="Of the weights.")] = "bfloat16"
+    dtype: Annotated[
+        str | None,
+        option(
+            "--dtype",
+            metavar="bfloat16|float16|float32",
+            help="Of the weights; the profile's without it, and bfloat16 where that is auto.",
+        ),
+    ] = None
     context: Annotated[
         int | None, option("--context", min=2, metavar="N", help="Tokens: of prompt and answer, or of a sample.")
     ] = None
-    batch: Annotated[int, option("--batch", min=1, metavar="N", help="Answers at a time.")] = 1
+    batch: Annotated[
+        int | None, option("--batch", min=1, metavar="N", help="Answers at a time; 1 without it. Of infer alone.")
+    ] = None
     as_json: Annotated[bool, option("--json", help="Print it as JSON, in bytes and seconds.")] = False
     debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
 
@@ -61,13 +72,46 @@ def plan(options: PlanOptions) -> None:
         from qvl.doctor.subjects import subject_of
 
         profile = load_profile(options.profile, options.settings)
-        if options.dtype not in ("bfloat16", "float16", "float32"):
-            raise UsageError(f"--dtype {options.dtype}: bfloat16, float16 or float32 was expected")
+        if options.dtype is not None:
+            if options.dtype not in ("bfloat16", "float16", "float32"):
+                raise UsageError(f"--dtype {options.dtype}: bfloat16, float16 or float32 was expected")
+            profile = profile.revised({"dtype": options.dtype}, "--dtype")
+        dtype = "bfloat16" if profile.dtype == "auto" else profile.dtype
         machines, subject = _machines(options.machine), subject_of(profile)
-        devices = options.devices or profile.tensor_parallel
+        _check(options, profile, subject)
+        devices = options.devices or subject.parts
         planned = _training if profile.command == "finetune" else _inference
-        record = planned(profile, subject, devices, options, machines)
+        record = planned(profile, subject, devices, dtype, options, machines)
         print(json.dumps(record, indent=2) if options.as_json else _screen(record), flush=True)
+
+
+def _check(options: PlanOptions, profile: Profile, subject: Subject) -> None:
+    """Raise UsageError for what could only be planned as something else."""
+    from qvl.doctor.subjects import is_quantised
+
+    training = profile.training if profile.command == "finetune" else None
+    if training is not None:
+        from qvl.training.refusals import refuse_untrainable
+
+        refuse_untrainable(profile)
+        if options.batch is not None:
+            raise UsageError("--batch is of answers; an update takes --set training.batch_size=N samples")
+    stored = is_quantised(subject.model)
+    if stored and training is not None:
+        raise UsageError(f"{subject.model} is quantised; fine-tuning takes the original")
+    if stored or profile.quantize not in ("auto", "none"):
+        what = f"{subject.model} is quantised, and " if stored else ""
+        raise UsageError(f"{what}quantised weights stay on one device; 'qvl doctor' shows what they take")
+    if profile.devices is not None and profile.tensor_parallel not in (1, subject.parts):
+        asked = f"devices {profile.devices} and tensor_parallel={profile.tensor_parallel}"
+        raise UsageError(f"{asked} do not agree; leave out one of them")
+    limit = subject.config.max_position_embeddings
+    if options.context is not None and options.context > limit:
+        raise UsageError(f"--context {options.context}: {subject.model} takes at most {limit} tokens")
+    if options.context is not None and training is not None and options.context > training.max_length:
+        raise UsageError(
+            f"--context {options.context}: the profile's samples have at most training.max_length={training.max_length}"
+        )
 
 
 def _machines(name: str | None) -> tuple[Machine, ...]:
@@ -83,12 +127,11 @@ def _machines(name: str | None) -> tuple[Machine, ...]:
 
 
 def _inference(
-    profile: Profile, subject: Subject, devices: int, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, devices: int, dtype: str, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.inference import InferenceSetting, plan_inference
 
-    if profile.quantize not in ("auto", "none"):
-        raise UsageError("quantised weights stay on one device; 'qvl doctor' shows what they take")
+    batch = options.batch or 1
     context = options.context or subject.context
     tokens = profile.generation.max_new_tokens
     if context <= tokens:
@@ -98,12 +141,12 @@ def _inference(
     setting = InferenceSetting(
         subject.config,
         replace(subject, max_pixels=area).picture,
-        options.dtype,
-        options.dtype if profile.cache_dtype == "auto" else profile.cache_dtype,
+        dtype,
+        dtype if profile.cache_dtype == "auto" else profile.cache_dtype,
         devices,
         context,
         tokens,
-        options.batch,
+        batch,
     )
     made: InferencePlan = plan_inference(setting)
     times = [
@@ -115,12 +158,12 @@ def _inference(
         )
         for machine in machines
     ]
-    asked = {"context": context, "new_tokens": tokens, "batch": options.batch}
-    return {**_heading(profile, devices, options), **asked, "device": made.to_json(), "machines": times}
+    asked = {"context": context, "new_tokens": tokens, "batch": batch}
+    return {**_heading(profile, devices, dtype), **asked, "device": made.to_json(), "machines": times}
 
 
 def _training(
-    profile: Profile, subject: Subject, devices: int, options: PlanOptions, machines: tuple[Machine, ...]
+    profile: Profile, subject: Subject, devices: int, dtype: str, options: PlanOptions, machines: tuple[Machine, ...]
 ) -> dict[str, Any]:
     from qvl.planning.training import plan_training
     from qvl.training.parts import Arrangement
@@ -134,11 +177,11 @@ def _training(
             f"batch_size {training.batch_size} is not a multiple of micro_batch_size {training.micro_batch_size} on "
             f"{arranged.replicas} {models}"
         )
-    tokens = min(options.context or _SAMPLE, training.max_length)
+    tokens = options.context or min(_SAMPLE, training.max_length, subject.config.max_position_embeddings)
     made: TrainingPlan = plan_training(
         subject.config,
         training,
-        dtype=options.dtype,
+        dtype=dtype,
         devices=devices,
         tokens=tokens,
         parts=profile.tensor_parallel,
@@ -147,16 +190,16 @@ def _training(
         _on(machine, made.memory.total, update_seconds=made.step_seconds(machine, devices)) for machine in machines
     ]
     return {
-        **_heading(profile, devices, options),
+        **_heading(profile, devices, dtype),
         "batch_size": training.batch_size,
         "device": made.to_json(),
         "machines": times,
     }
 
 
-def _heading(profile: Profile, devices: int, options: PlanOptions) -> dict[str, Any]:
+def _heading(profile: Profile, devices: int, dtype: str) -> dict[str, Any]:
     names = {"profile": profile.name, "model": profile.model, "command": profile.command}
-    return {**names, "dtype": options.dtype, "devices": devices}
+    return {**names, "dtype": dtype, "devices": devices}
 
 
 def _on(machine: Machine, total: int, **seconds: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvl.cli import render
+from qvl.cli.layout import Layout, layout_of, naming_layout
 from qvl.cli.options import flattened, option
 from qvl.cli.paths import local
 from qvl.errors import UsageError
@@ -24,7 +25,10 @@ class QuantizeOptions:
     panel: ClassVar[str] = "Quantising"
 
     model: Annotated[
-        str, typer.Argument(help="A profile, a hub id or a checkpoint folder.", metavar="MODEL", show_default=False)
+        str,
+        typer.Argument(
+            help="A profile or its file, a hub id or a checkpoint folder.", metavar="MODEL", show_default=False
+        ),
     ] = ""
     out: Annotated[str | None, option("--output", "-o", metavar="DIR", help="The folder to write.")] = None
     quant: Annotated[
@@ -63,26 +67,29 @@ def quantize(options: QuantizeOptions) -> None:
     if options.quiet:
         warnings.simplefilter("ignore")
     with render.manners(render.AnswerWriter(silent=True)):
-        source, out = locate(_model_of(options.model)), local(options.out)
-        _quantize(options, source, out)
+        layout = layout_of(options.layout)
+        model, own = _model_of(options.model)
+        source, out = locate(model), local(options.out)
+        _quantize(options, source, out, layout or own)
         print(out, flush=True)
 
 
-def _model_of(name: str) -> str:
-    """A profile stands for its model; any other name is one."""
+def _model_of(name: str) -> tuple[str, Layout | None]:
+    """A profile, by its name or its file, stands for its model and says how the matrices lie; any other name is one."""
     known = {info.name for info in list_profiles() if info.usable}
-    return load_profile(name).model if name in known else name
+    if name not in known and (not name.endswith((".yaml", ".yml")) or local(name).is_dir()):
+        return name, None
+    profile = load_profile(name)
+    return profile.model, None if profile.weight_layout == "auto" else profile.weight_layout
 
 
-def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
+def _quantize(options: QuantizeOptions, source: Path, out: Path, layout: Layout | None) -> None:
     from qvl.environment import set_threads
 
     if options.threads is not None:
         set_threads(options.threads)
     from qvl.runtime.quantizing import Wish, quantize, why_slow
 
-    if options.layout not in (None, "hf", "paddle"):
-        raise UsageError(f"--layout {options.layout}: hf or paddle was expected")
     reason = why_slow()
     if reason is not None:
         render.note(f"this takes long without native ops: {reason}", options.quiet)
@@ -90,10 +97,10 @@ def _quantize(options: QuantizeOptions, source: Path, out: Path) -> None:
         options.quant,
         options.group,
         True if options.symmetric else None,
-        "hf" if options.layout == "hf" else "paddle" if options.layout == "paddle" else None,
+        layout,
         options.force,
     )
-    with render.progress(f"quantising {source.name}", options.quiet) as on_progress:
+    with render.progress(f"quantising {source.name}", options.quiet) as on_progress, naming_layout():
         written = quantize(source, out, wish, on_progress)
     render.note(
         f"{written.width} weights of {written.nbytes / render.GIB:.2f} GiB; qvl infer --model {out} runs them",

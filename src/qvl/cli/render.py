@@ -145,14 +145,23 @@ def status(text: str, quiet: bool) -> Iterator[Callable[[], None]]:
             to_stderr(_ERASE)
 
     if live:
-        import shutil
-
-        _status = f"qvl: {text} ..."[: shutil.get_terminal_size().columns - 1]
+        _status = f"qvl: {text} ..."[: _width() - 1]
         to_stderr(_status)
     try:
         yield end
     finally:
         end()
+
+
+def _width() -> int:
+    """Columns of the terminal that stderr is: stdout may be a pipe, or another one."""
+    import shutil
+
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        if columns:
+            return columns
+    return shutil.get_terminal_size().columns
 
 
 @contextlib.contextmanager

@@ -40,7 +40,10 @@ def parts(question: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if placement is not None:
         yield from _fits(question["subjects"], placement)
     if question.get("training") and placement is not None:
-        yield {"part": "training", **_training(question["training"], placement)}
+        try:
+            yield {"part": "training", **_training(question["training"], placement)}
+        except QvlError as failure:  # what a run would refuse
+            yield {"part": "refused", "error": str(failure)}
 
 
 def _paddle(threads: int) -> dict[str, Any]:
@@ -154,13 +157,16 @@ def _widths(subject: Subject, device: str) -> Sequence[str]:
 
 
 def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
-    """What the longest samples that a profile takes would need."""
+    """What the longest samples that a profile takes would need. Raises QvlError for what a run refuses of the model."""
     import paddle
 
     from qvl.model.config import ModelConfig
+    from qvl.model.device import Placement
     from qvl.profile_training import TrainingOptions
     from qvl.runtime.memory import available_bytes
     from qvl.schema import build
+    from qvl.training.arithmetic import products
+    from qvl.training.parts import arrangement
     from qvl.training.run import estimate_training
 
     paddle.set_device(placement["device"])
@@ -168,6 +174,9 @@ def _training(asked: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any
     options = build(TrainingOptions, asked["options"], asked["profile"])
     tokens = min(options.max_length, config.max_position_embeddings) * options.micro_batch_size
     parts = asked["parts"]
+    arrangement(parts, parts).check(config)
+    if options.products == "bfloat16":
+        products(options, Placement(**placement))
     need, _, _ = estimate_training(config, options, placement["dtype"], tokens, devices=parts, parts=parts)
     # Processes on a CPU share its memory; a GPU is each one's own.
     free = available_bytes() // (parts if placement["device"] == "cpu" else 1)

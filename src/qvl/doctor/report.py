@@ -12,11 +12,15 @@ from qvl import machine
 from qvl.doctor import probe, versions
 from qvl.doctor.models import models, store, unusable
 from qvl.doctor.records import Fit, Gpu, Op, Ops, Paddle, Report, ThreadChoice, Training
-from qvl.doctor.subjects import config_of, subjects
+from qvl.doctor.subjects import config_of, is_quantised, subjects
 from qvl.doctor.wish import Wish
 from qvl.environment import choose_threads
 from qvl.errors import QvlError
+from qvl.hub.locate import find
+from qvl.hub.names import full_name
+from qvl.model.quantization import refuse_quantised
 from qvl.profile import Profile
+from qvl.training.refusals import refuse_untrainable
 
 GIB = 1024**3
 _MIB = 1024**2
@@ -93,14 +97,28 @@ def _threads(count: int | None, problems: list[str], remarks: list[str]) -> Thre
 
 
 def _training_question(profile: Profile | None) -> dict[str, Any] | None:
-    if profile is None or profile.command != "finetune":
-        return None
+    if profile is None or profile.command != "finetune" or _untrainable(profile):
+        return None  # what would not run takes no memory
     try:
         config = config_of(profile.model)
     except QvlError:  # said as a problem where the model is looked for
         return None
     options, parts = asdict(profile.training), profile.tensor_parallel
     return {"profile": profile.name, "options": options, "config": config.to_dict(), "parts": parts}
+
+
+def _untrainable(profile: Profile) -> str:
+    """Why `qvl finetune` would refuse a profile before it looks at any data; nothing where it would not."""
+    try:
+        refuse_untrainable(profile)
+        folder = find(profile.model)
+        if folder is not None:
+            refuse_quantised(folder, "fine-tuning")
+        elif is_quantised(full_name(profile.model)):
+            return f"{profile.model}: its weights are quantised; fine-tuning takes the original"
+    except QvlError as error:
+        return str(error)
+    return ""
 
 
 def _understood(
@@ -185,6 +203,8 @@ def _wrong_with(
         yield problem
     if profile.command == "finetune" and not installed.get("paddlenlp"):
         yield f"profile {profile.name} needs PaddleNLP, which is not installed: pip install 'qvl[train]'"
+    if profile.command == "finetune" and (refusal := _untrainable(profile)):
+        yield refusal
     if training is not None and not training.fits:
         state = training.weights + training.gradients + training.optimizer  # whatever the samples
         advice = "lower training.max_length" if state < training.free else "take a smaller model, or LoRA"

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from qvl.errors import CheckpointError, UsageError
 from qvl.model.adapter_config import AdapterConfig, AdapterRequest
+from qvl.model.asking import recorded_template
+
+
+def template_of(request: str) -> str | None:
+    """The template that an adapter, given as "DIR" or "name=DIR:scale", was trained with; None where it does not say.
+
+    Raises UsageError for another form, CheckpointError for a damaged file.
+    """
+    return recorded_template(AdapterRequest.parse(request).folder)
 
 
 def base_name(request: str) -> str:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,14 +61,28 @@ def put_together(listing: Listing, files: Sequence[RemoteFile], partial: Path) -
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Give a finished folder its name, which no folder has that is not empty. Raises DownloadError."""
+    """Give a finished folder its name, which no folder has that is not empty; one that is gives its mode and owner.
+
+    Raises DownloadError.
+    """
     try:
         if folder.is_dir():
+            _liken(new, folder)
             folder.rmdir()
         new.replace(folder)
         _sync(folder.parent)
     except OSError as error:
         raise cannot_write(folder, error) from None
+
+
+def _liken(new: Path, old: Path) -> None:
+    """Give a folder the mode of another and, as far as this user may, its owner and group. Raises OSError."""
+    was, now_is = old.stat(), new.stat()
+    if sys.platform != "win32" and (was.st_uid, was.st_gid) != (now_is.st_uid, now_is.st_gid):
+        for uid, gid in ((-1, was.st_gid), (was.st_uid, -1)):
+            with contextlib.suppress(OSError):
+                os.chown(new, uid, gid)
+    new.chmod(stat.S_IMODE(was.st_mode))  # last: a change of owner takes bits away
 
 
 def record_of(file: RemoteFile, path: Path) -> FileRecord:

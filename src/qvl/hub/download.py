@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,9 @@ def _check_free_of_others(target: Path) -> None:
     with _writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and manifest.read(target) is None:
             raise DownloadError(f"{target}: has something in it that qvl did not put there; name another folder")
+        # It is empty, and another would take its place: whoever called would stand in a folder that is gone.
+        if target.is_dir() and target.samefile(os.curdir) and manifest.read(target) is None:
+            raise DownloadError(f"{target}: is the working directory; name a folder inside it, or call from another")
         if target.is_mount():  # files gather beside the folder, on another disk, and could not be put in its place
             raise DownloadError(f"{target}: another disk begins here; name a folder inside it")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qvl.errors import CheckpointError
+from qvl.errors import CheckpointError, UnknownLayoutError
 from qvl.model.safetensors_io import SafetensorsFile
 
 Layout = Literal["hf", "paddle"]
@@ -100,8 +100,8 @@ def find_pickle(folder: Path) -> Path | None:
 def list_tensors(folder: Path, layout: Layout | None = None) -> dict[str, Entry]:
     """Every tensor of the folder's safetensors files by its published name.
 
-    layout: None takes it from each file's metadata. Raises CheckpointError when that says nothing, when a tensor is
-    there twice, or when the index and the shards disagree.
+    layout: None takes it from each file's metadata. Raises UnknownLayoutError when that says nothing, CheckpointError
+    when a tensor is there twice, or when the index and the shards disagree.
     """
     shards = find_shards(folder)
     entries: dict[str, Entry] = {}
@@ -122,9 +122,9 @@ def list_tensors(folder: Path, layout: Layout | None = None) -> dict[str, Entry]
 def _layout(metadata: dict[str, str], path: Path) -> Layout:
     written_by = metadata.get("format")
     if written_by not in LAYOUTS:
-        raise CheckpointError(
+        raise UnknownLayoutError(
             f"{path}: its metadata does not say which framework wrote it (format is {written_by!r}), so the layout of "
-            "its matrices is unknown; say --set weight_layout=hf or weight_layout=paddle"
+            "its matrices is unknown"
         )
     return LAYOUTS[written_by]
 

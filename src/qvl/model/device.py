@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import paddle
 
-from qvl.errors import DeviceError
+from qvl.errors import DeviceError, UsageError
 from qvl.ops import AttentionImpl, status
 
 
@@ -66,7 +67,13 @@ def _check_gpu(device: str, gpus: int) -> None:
 
 
 def own_device(device: str) -> str:
-    """The device for this process of several: where they are asked for "gpu" each has one that the launcher chose."""
+    """The device for this process of several: where they are asked for "gpu" each has one that the launcher chose.
+
+    Raises UsageError for one GPU that several processes of this machine would share.
+    """
+    here = os.environ.get("PADDLE_LOCAL_SIZE", "1")
+    if ":" in device and here != "1":
+        raise UsageError(f"--device {device} is one GPU for {here} processes; leave it out, and each has its own")
     if paddle.distributed.get_world_size() == 1 or ":" in device or device == "cpu":
         return device
     if not paddle.device.is_compiled_with_cuda() or not paddle.device.cuda.device_count():

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from qvl.errors import CheckpointError, UsageError
 from qvl.model.adapter import Adapter
-from qvl.model.checkpoint import PROCESSOR_FILES, Entry, find_pickle, list_tensors
+from qvl.model.asking import end_answers_as
+from qvl.model.checkpoint import PROCESSOR_FILES, Entry, Layout, find_pickle, list_tensors
 from qvl.model.checkpoint_writer import DEFAULT_SHARD_BYTES, STORED_NAMES, copy_processor_files, write_json
 from qvl.model.config import ModelConfig
 from qvl.model.quantization import refuse_quantised
@@ -60,23 +61,26 @@ def merge_adapter(
     out_folder: Path,
     *,
     dtype: str | None = None,
+    layout: Layout | None = None,
     on_progress: Progress | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the base with the adapter in its weights as a complete Hugging Face folder.
 
     W + scale * B A is computed in float32 and rounded once. A base in Paddle's layout comes out in Hugging Face's.
-    dtype: float32, float16 or bfloat16 of all weights; None keeps that of each. on_progress: called with (bytes
-    written, bytes in all). check: called with the finished folder, which gets its name only if that does not raise.
+    dtype: float32, float16 or bfloat16 of all weights; None keeps that of each. layout: of the base, where its files do
+    not say it. on_progress: called with (bytes written, bytes in all). check: called with the finished folder, which
+    gets its name only if that does not raise. Answers of the folder end where the adapter was taught to end them.
     Raises CheckpointError: an adapter of another base, damaged files, no room on the disk, an output that exists.
     """
     base_folder, out_folder = Path(base_folder), Path(out_folder)
-    adapter, targets, shard_bytes = _prepare(base_folder, adapter_folder, out_folder, dtype)
+    adapter, targets, shard_bytes = _prepare(base_folder, adapter_folder, out_folder, dtype, layout)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}.", dir=out_folder.parent))
     try:
         _write_weights(partial, targets, adapter, shard_bytes, on_progress)
         _write_config(base_folder, partial, dtype)
         copy_processor_files(base_folder, partial)
+        end_answers_as(Path(adapter_folder), partial, ModelConfig.from_folder(base_folder).eos_token_id)
         partial.chmod(0o755)  # mkdtemp keeps others out, which a finished checkpoint need not
         if check is not None:
             check(partial)
@@ -86,13 +90,19 @@ def merge_adapter(
         raise
 
 
-def check_merge(base_folder: Path, adapter_folder: Path, out_folder: Path, dtype: str | None = None) -> None:
+def check_merge(
+    base_folder: Path,
+    adapter_folder: Path,
+    out_folder: Path,
+    dtype: str | None = None,
+    layout: Layout | None = None,
+) -> None:
     """Raise what `merge_adapter` would raise before it begins to write; nothing large is read."""
-    _prepare(Path(base_folder), adapter_folder, Path(out_folder), dtype)
+    _prepare(Path(base_folder), adapter_folder, Path(out_folder), dtype, layout)
 
 
 def _prepare(
-    base_folder: Path, adapter_folder: Path, out_folder: Path, dtype: str | None
+    base_folder: Path, adapter_folder: Path, out_folder: Path, dtype: str | None, layout: Layout | None
 ) -> tuple[Adapter, list[_Target], int]:
     """The adapter, what is to be written, and at how many bytes a file is full."""
     if dtype is not None and dtype not in STORED_NAMES:
@@ -100,7 +110,7 @@ def _prepare(
     if out_folder.exists():
         raise CheckpointError(f"{out_folder}: is already there; choose another folder or remove it first")
     adapter = Adapter.open(adapter_folder)
-    targets, shard_bytes = _plan(base_folder, adapter, dtype)
+    targets, shard_bytes = _plan(base_folder, adapter, dtype, layout)
     try:
         out_folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,14 +125,14 @@ def stored_dtypes(folder: Path) -> frozenset[str]:
     return frozenset(names.get(entry.dtype, entry.dtype) for entry in list_tensors(folder).values())
 
 
-def _plan(folder: Path, adapter: Adapter, dtype: str | None) -> tuple[list[_Target], int]:
+def _plan(folder: Path, adapter: Adapter, dtype: str | None, layout: Layout | None) -> tuple[list[_Target], int]:
     """What is to be written, in order, and at how many bytes a file is full."""
     config = ModelConfig.from_folder(folder)
     refuse_quantised(folder, "merging")
     pickled = find_pickle(folder)
     if pickled is not None:
         raise CheckpointError(f"{pickled}: the base is a pickle; convert it to safetensors first")
-    entries = list_tensors(folder)
+    entries = list_tensors(folder, layout)
     targets = []
     linears: dict[str, tuple[int, int]] = {}
     for name, entry in entries.items():

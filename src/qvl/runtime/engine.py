@@ -37,6 +37,7 @@ from qvl.model.weights import Progress  # noqa: E402
 from qvl.ops import rounding  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
 from qvl.processing.prompt import Prompt  # noqa: E402
+from qvl.processing.template import IM_END  # noqa: E402
 from qvl.profile import Profile, load_profile  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
 from qvl.runtime import graph, memory  # noqa: E402
@@ -69,6 +70,8 @@ class Engine:
         self.folder = folder
         self.config = processor.config
         self.processor = processor
+        if profile.template == "chat":  # a base model may have been taught turns, of which its files do not know
+            generation = generation.ending(processor.tokenizer.special_id(IM_END))
         self.generation = generation
         self.placement = placement
         self.adapters: tuple[tuple[AdapterRequest, Adapter], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ class GenerationConfig:
 
     eos_token_ids: frozenset[int]
     sampling: Mapping[str, Any]
+
+    def ending(self, token_id: int) -> GenerationConfig:
+        """The same, where one token more ends an answer."""
+        return replace(self, eos_token_ids=self.eos_token_ids | {token_id})
 
     @staticmethod
     def from_folder(folder: Path, eos_fallback: int | Sequence[int] | None) -> GenerationConfig:

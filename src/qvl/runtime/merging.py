@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qvl.errors import CheckpointError, QvlError
 from qvl.messages import Image, Message
 from qvl.model.adapter import Adapter, apply_adapter
-from qvl.model.checkpoint import list_tensors
+from qvl.model.checkpoint import Layout, list_tensors
 from qvl.model.checkpoint_writer import STORED_NAMES
 from qvl.model.merge import Progress, check_merge, merge_adapter, stored_dtypes
 from qvl.model.safetensors_io import bfloat16_bits, bfloat16_to_float32
@@ -53,6 +53,7 @@ def merge(
     out: Path,
     *,
     dtype: str | None = None,
+    layout: Layout | None = None,
     compared: bool = True,
     on_progress: Progress | None = None,
 ) -> Comparison | None:
@@ -61,11 +62,11 @@ def merge(
     Raises what that raises, and CheckpointError when the logits differ by more than rounding; nothing is left then.
     """
     if not compared:
-        merge_adapter(base, adapter, out, dtype=dtype, on_progress=on_progress)
+        merge_adapter(base, adapter, out, dtype=dtype, layout=layout, on_progress=on_progress)
         return None
-    check_merge(base, adapter, out, dtype)
+    check_merge(base, adapter, out, dtype, layout)
     # Before anything is written, so that a model that is too large for this machine is known at once.
-    wanted = _wanted(base, adapter, dtype)
+    wanted = _wanted(base, adapter, dtype, layout)
     results: list[Comparison] = []
 
     def check(folder: Path) -> None:
@@ -79,7 +80,7 @@ def merge(
                 f"rounding to {'/'.join(sorted(stored))} explains, over {tolerance:.0e}; nothing is kept"
             )
 
-    merge_adapter(base, adapter, out, dtype=dtype, on_progress=on_progress, check=check)
+    merge_adapter(base, adapter, out, dtype=dtype, layout=layout, on_progress=on_progress, check=check)
     return results[-1]
 
 
@@ -91,16 +92,19 @@ def _compare(got: Logits, plain: Logits, adapted: Logits, rounded: Logits) -> Co
     return Comparison(difference, error, moved)
 
 
-def _wanted(base: Path, adapter_folder: Path, dtype: str | None) -> tuple[Logits, Logits, Logits]:
+def _wanted(
+    base: Path, adapter_folder: Path, dtype: str | None, layout: Layout | None
+) -> tuple[Logits, Logits, Logits]:
     """Logits of the base, of the adapter over it, and of sums made in memory, rounded as they are to be stored."""
     adapter = Adapter.open(adapter_folder)
-    engine = _open(base)
+    engine = _open(base, layout)
     prompt = engine.prompt([question()])
     plain = engine.next_logits(prompt)
     take_off = apply_adapter(engine.model, adapter)
     adapted = engine.next_logits(prompt)
     take_off()
-    stored = {name: STORED_NAMES[dtype] if dtype else entry.dtype for name, entry in list_tensors(base).items()}
+    entries = list_tensors(base, layout)
+    stored = {name: STORED_NAMES[dtype] if dtype else entry.dtype for name, entry in entries.items()}
     for name, parameter in engine.model.named_parameters():
         values = parameter.numpy()
         module = name.removesuffix(".weight")
@@ -117,12 +121,12 @@ def _rounded(values: npt.NDArray[np.float32], stored: str) -> npt.NDArray[np.flo
     return values.astype(np.float16).astype(np.float32) if stored == "F16" else values
 
 
-def _open(folder: Path) -> Engine:
+def _open(folder: Path, layout: Layout | None = None) -> Engine:
     """A model in float32 with its weights. Raises QvlError that says how to do without."""
     from qvl.runtime.engine import Engine
 
     try:
-        return Engine.load(Profile(model=str(folder), dtype="float32"))
+        return Engine.load(Profile(model=str(folder), dtype="float32", weight_layout=layout or "auto"))
     except QvlError as error:
         raise type(error)(f"{error} (--no-check merges without comparing answers)") from None
 

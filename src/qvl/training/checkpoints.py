@@ -27,8 +27,7 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Pat
     target = run / f"checkpoint-{step}"
     try:
         write(partial)
-        for path in partial.iterdir():
-            _sync(path)
+        _sync_all(partial)
         if target.exists():  # the same step again, after a resume
             _remove(target)
         partial.rename(target)
@@ -45,8 +44,10 @@ def write_result(run: Path, name: str, write: Callable[[Path], None]) -> Path:
     partial, result = run / _RESULT, run / name
     try:
         write(partial)
+        _sync_all(partial)
         shutil.rmtree(result, ignore_errors=True)
         partial.rename(result)
+        _sync(run)
     except OSError as error:
         raise CheckpointError(f"{result}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -92,7 +93,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def check_writable(run: Path, needed_bytes: int) -> None:
-    """Raise CheckpointError when the folder cannot be written or a checkpoint would not fit on its disk."""
+    """Raise CheckpointError when the folder cannot be written or so many bytes more would not fit on its disk."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=run, prefix=".probe-") as probe:  # a name for each process of a run
@@ -102,12 +103,18 @@ def check_writable(run: Path, needed_bytes: int) -> None:
         raise CheckpointError(f"{run}: cannot be written ({error.strerror or error})") from None
     if free < needed_bytes:
         raise CheckpointError(
-            f"{run}: {_size(free)} are free on its disk, checkpoints of this run take {_size(needed_bytes)}"
+            f"{run}: {_size(free)} are free on its disk, what this run has yet to write takes {_size(needed_bytes)}"
         )
 
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _sync_all(folder: Path) -> None:
+    """All that is in it, however deep, and the names of it."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -7,8 +7,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,27 @@ environment.prepare()
 import paddle  # noqa: E402
 
 from qvl.errors import CheckpointError, UsageError  # noqa: E402
-from qvl.hub.names import full_name  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
-from qvl.model.save import save_model  # noqa: E402
 from qvl.model.weights import empty_model, fill_model  # noqa: E402
 from qvl.training.arithmetic import products  # noqa: E402
-from qvl.training.checkpoints import check_writable, clear_partials, last_checkpoint, write_result  # noqa: E402
+from qvl.training.checkpoints import (  # noqa: E402
+    check_writable,
+    clear_partials,
+    last_checkpoint,
+    list_checkpoints,
+    write_result,
+)
+from qvl.training.description import DESCRIPTION, changed, check_alike, write_description  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
-from qvl.training.holders import Holders  # noqa: E402
 from qvl.training.judging import Answerer, Judge  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
-from qvl.training.model import TrainingModel, choose_trained  # noqa: E402
+from qvl.training.model import TrainingModel  # noqa: E402
 from qvl.training.parts import part_group  # noqa: E402
 from qvl.training.record import EvaluationFile, MetricsFile, ScalarLog, StepRecord  # noqa: E402
-from qvl.training.run import (  # noqa: E402
-    DESCRIPTION,
-    Observer,
-    Run,
-    changed,
-    estimate_run,
-    write_description,
-)
-from qvl.training.shards import Sharding, own_stage, share_out, whole_shapes  # noqa: E402
+from qvl.training.run import Observer, Run, estimate_run  # noqa: E402
+from qvl.training.shards import Sharding, own_stage, share_out  # noqa: E402
 from qvl.training.stopping import StoppedError, signals  # noqa: E402
+from qvl.training.weights import Weights, choose_weights  # noqa: E402
 
 
 def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
@@ -54,10 +51,14 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     checkpoint = _resume_from(run)
     need, learning, total = estimate_run(run)
     observer.estimated(need, learning, total)
-    check_writable(output, (options.save_total_limit + 1) * _checkpoint_bytes(run, learning, total))
+    if paddle.distributed.get_rank() == 0:  # which is the one that writes
+        clear_partials(output)
+        check_writable(output, room_needed(run, learning, total))
     arguments = _arguments(run)  # which group the processes
+    if run.arrangement.processes > 1:
+        check_alike(run)
     model, sharding = _load(run)
-    weights = _weights(run, model)
+    weights = choose_weights(run, model)
     if sharding is not None:
         sharding.install()
         sharding.refresh()
@@ -71,8 +72,6 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
         steps=run.steps,
         workers=options.workers,
     )
-    if paddle.distributed.get_rank() == 0:
-        clear_partials(output)
     write_description(run)
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     reporter = Reporter(run, start, observer, Judge(run, model, answer))
@@ -115,69 +114,6 @@ def _room_on_disk(output: Path) -> Iterator[None]:
         raise CheckpointError(f"{error.filename or output}: cannot be written ({error.strerror})") from None
 
 
-@dataclass(frozen=True)
-class Weights:
-    """How what a run learns is written to a folder and read back.
-
-    give: what the processes that do not save call meanwhile.
-    """
-
-    name: str
-    save: Callable[[Path], None]
-    load: Callable[[Path], None]
-    give: Callable[[], None]
-
-
-def _weights(run: Run, model: Qwen2VL) -> Weights:
-    """Choose what learns, and say how to keep it."""
-    dtype = run.placement.dtype
-    holders = Holders(run.arrangement.process, part=model.held, config=run.config)
-
-    def whole(name: str, held: paddle.Tensor) -> paddle.Tensor:
-        brought = holders.bring(name, held, held)
-        assert brought is not None
-        return brought
-
-    if run.options.method == "full":
-        choose_trained(model, run.options.train)
-        save = partial(save_model, model, source=run.folder, dtype=dtype, whole=whole)
-        return Weights(
-            "model",
-            save,
-            lambda folder: fill_model(model, folder, dtype),
-            lambda: holders.give(model.named_parameters()),
-        )
-    from qvl.training.adapters import add_lora, factors_of, load_adapter_into, save_adapter
-
-    lora = run.options.lora
-    paddle.seed(run.options.seed)
-    with whole_shapes(model):
-        wrapped = add_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            rslora=lora.rslora,
-            targets=lora.targets,
-            parts=lora.parts,
-        )
-    base = str(Path(run.profile.model).resolve()) if Path(run.profile.model).is_dir() else full_name(run.profile.model)
-
-    def save_lora(folder: Path) -> None:
-        save_adapter(wrapped, folder, base, whole)
-
-    def load_lora(folder: Path) -> None:
-        with whole_shapes(model):  # by which the file is checked
-            load_adapter_into(wrapped, folder)
-
-    return Weights(
-        "adapter",
-        save_lora,
-        load_lora,
-        lambda: holders.give(factors_of(wrapped)),
-    )
-
-
 class Reporter:
     """What a run says of itself, to its files and to its observer: the first process for all of them."""
 
@@ -215,7 +151,7 @@ class Reporter:
 
 
 def _recorder(run: Run, held_out: Subset, reporter: Reporter, wants_stop: Callable[[], bool]) -> Any:
-    from qvl.training.trainer import Evaluation, Recorder
+    from qvl.training.recorder import Evaluation, Recorder
 
     return Recorder(
         reporter.step,
@@ -283,10 +219,16 @@ def _resume_from(run: Run) -> Path | None:
     return checkpoint
 
 
-def _checkpoint_bytes(run: Run, learning: int, total: int) -> int:
+def room_needed(run: Run, learning: int, total: int) -> int:
+    """Bytes of disk that a run has yet to take: the checkpoints that it has take theirs already.
+
+    One more is written before an old one goes, and the result comes beside them.
+    """
     size = 4 if run.placement.dtype == "float32" else 2
-    weights = total * size if run.options.method == "full" else learning * 4
-    return weights + learning * (8 if size == 4 else 12)
+    result = total * size if run.options.method == "full" else learning * 4
+    checkpoint = result + learning * (8 if size == 4 else 12)
+    missing = run.options.save_total_limit + 1 - len(list_checkpoints(run.request.output))
+    return max(missing * checkpoint, checkpoint + result)
 
 
 def _finish(run: Run, weights: Weights) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ class EvaluationFile:
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
         if writes:
             _replace(self.path, kept)
-        losses = [(record["loss"], record["step"]) for record in map(json.loads, kept)]
+        records = [json.loads(line) for line in kept]
+        losses = [(record["loss"], record["step"]) for record in records if math.isfinite(record["loss"])]
         best: tuple[float, int] = min(losses, default=(float("inf"), 0))
         self.best_loss, self.best_step = best
 
@@ -48,7 +50,7 @@ class EvaluationFile:
         if self._writes:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if loss >= self.best_loss:
+        if not loss < self.best_loss:  # a NaN is not
             return False
         self.best_loss, self.best_step = loss, step
         return True

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from qvl import environment
 
@@ -22,7 +19,7 @@ import paddle  # noqa: E402
 from qvl.errors import DeviceError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
-from qvl.model.device import Placement, own_device, place  # noqa: E402
+from qvl.model.device import Placement, choose, own_device, place  # noqa: E402
 from qvl.model.part import Part  # noqa: E402
 from qvl.model.quantization import refuse_quantised  # noqa: E402
 from qvl.processing.processor import Processor  # noqa: E402
@@ -38,6 +35,7 @@ from qvl.training.model import part_of  # noqa: E402
 from qvl.training.parts import Arrangement, arrangement  # noqa: E402
 from qvl.training.plan import Plan  # noqa: E402
 from qvl.training.record import StepRecord  # noqa: E402
+from qvl.training.refusals import refuse_untrainable  # noqa: E402
 from qvl.training.shards import Shards, fetched_at_once, own_stage, shared_rows  # noqa: E402
 
 
@@ -131,23 +129,13 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
     """
     options = profile.training
-    if profile.quantize not in ("auto", "none"):
-        raise UsageError(f"quantised weights cannot learn; leave out quantize={profile.quantize}")
-    if profile.devices is not None:
-        raise UsageError("the devices of training are those of its processes; leave out devices (see --devices)")
-    if profile.tensor_parallel > 1 and options.eval_answers:
-        raise UsageError("a model in parts cannot answer while it learns; set training.eval_answers=0")
-    _check_sharding(profile)
-    placement = place(own_device(profile.device), profile.dtype)
+    refuse_untrainable(profile)
+    placement = _place(profile)
     folder = locate(profile.model)
     config = ModelConfig.from_folder(folder)
     refuse_quantised(folder, "fine-tuning")
     arranged = arrangement(profile.tensor_parallel, request.processes)
     arranged.check(config)
-    if arranged.parts > 1 and placement.dtype == "float16":
-        raise UsageError("a model in parts learns in bfloat16 or float32, not in float16")
-    if options.sharding in ("stage2", "stage3") and placement.dtype == "float16":
-        raise UsageError(f"{options.sharding} is for bfloat16 and float32, not for float16")
     processor = load_processor(folder, config, profile)
     if not request.dry:
         check_writable(request.output, 0)
@@ -191,17 +179,14 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     )
 
 
-def _check_sharding(profile: Profile) -> None:
-    """Refuse what does not go with matrices that are shared out."""
-    options = profile.training
-    if options.sharding not in ("stage2", "stage3"):
-        return
-    if profile.tensor_parallel > 1:
-        raise UsageError(f"{options.sharding} does not go with tensor_parallel; take stage1, or leave out the parts")
-    if options.eval_answers:
-        raise UsageError(f"with {options.sharding} a model cannot answer while it learns; set training.eval_answers=0")
-    if options.sharding == "stage3" and not options.recompute:
-        raise UsageError("stage3 drops a layer's weights behind it; it needs training.recompute=true to run it again")
+def _place(profile: Profile) -> Placement:
+    """The device and dtype of training. Raises UsageError and DeviceError."""
+    device = own_device(profile.device)
+    if profile.dtype != "float32":
+        found = choose(device, "float32").device
+        if found.startswith("gpu") and not paddle.amp.is_bfloat16_supported(found):  # float16 is no way out here
+            raise DeviceError(f"{found} has no bfloat16; train with --set dtype=float32")
+    return place(device, profile.dtype)
 
 
 def estimate_run(run: Run) -> tuple[Estimate, int, int]:
@@ -259,50 +244,3 @@ def _factor_shapes(weight: tuple[int, ...], rank: int) -> tuple[tuple[str, tuple
 
 def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
-
-
-DESCRIPTION = "run.json"
-# What a resumed run may do otherwise than before: it changes no loss.
-_MAY_CHANGE = ("workers", "save_steps", "save_total_limit", "cache_mb", "sharding", "eval_answers")
-# Of the profile, beside its `training`, what decides on weights and samples.
-_RECIPE = (
-    *("model", "dtype", "min_pixels", "max_pixels", "video", "raw_pixels"),
-    *("template", "add_vision_id", "system", "weight_layout"),
-)
-
-
-def description(run: Run) -> dict[str, Any]:
-    training = asdict(run.options)
-    for key in _MAY_CHANGE:
-        del training[key]
-    return {
-        "profile": asdict(run.profile),
-        "data": str(run.request.data),
-        "data_fingerprint": run.dataset.fingerprint(),
-        "data_report": run.prepared.report.to_json(),
-        "training": json.loads(json.dumps(training)),
-        "steps": run.steps,
-        "devices": run.arrangement.processes,
-        "tensor_parallel": run.arrangement.parts,
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("qvl", "paddlenlp", "numpy")}}
-        | {"paddle": paddle.__version__},
-    }
-
-
-def changed(before: dict[str, Any], run: Run) -> str | None:
-    """What of the run is not as `before`, the description of the one it is to go on with, says: its key, or None."""
-    now = json.loads(json.dumps(description(run)))
-    for key in ("data_fingerprint", "training", "steps"):
-        if before.get(key) != now[key]:
-            return key
-    # A description of an earlier qvl lacks what was no part of profiles then.
-    was = before.get("profile", {})
-    return next((key for key in _RECIPE if key in was and was[key] != now["profile"][key]), None)
-
-
-def write_description(run: Run) -> None:
-    if paddle.distributed.get_rank() == 0:
-        path = run.request.output / DESCRIPTION
-        partial = path.with_suffix(".partial")  # another process may be reading the old one
-        partial.write_text(json.dumps(description(run), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from paddle import nn
 from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from paddlenlp.utils.log import logger
 
+from qvl.errors import QvlError
 from qvl.model.device import Placement
 from qvl.profile_training import TrainingOptions
 from qvl.training.batch import Batch, collate
@@ -29,10 +29,9 @@ from qvl.training.groups import separate_stores
 from qvl.training.holders import Holders
 from qvl.training.loader import Loader, Source
 from qvl.training.model import TrainingModel
-from qvl.training.parts import Arrangement, Clip, complete_gradients, mark_parts, square_norm
+from qvl.training.parts import Arrangement, Clip, mark_parts, square_norm
 from qvl.training.plan import Plan
-from qvl.training.record import StepRecord
-from qvl.training.shards import Sharding, average, own_stage
+from qvl.training.shards import Sharding, own_stage
 from qvl.training.state import load_optimizer, save_optimizer
 from qvl.training.sums import together
 
@@ -140,6 +139,17 @@ class SftTrainer(Trainer):
         self.fill_gradients()
         return loss
 
+    def _check_loss_valid(self, loss: paddle.Tensor) -> None:
+        self.refuse_nan("loss", loss.item())
+
+    def refuse_nan(self, figure: str, value: float) -> None:
+        """Raise QvlError for a figure of the update under way that is no number: its weights would be none either."""
+        if not math.isfinite(value):
+            raise QvlError(
+                f"update {self.state.global_step + 1}: the {figure} is {value}, so the run ends before it; try a lower "
+                "training.learning_rate, in another output folder"
+            )
+
     def get_train_dataloader(self) -> Loader:
         return self.loader
 
@@ -161,7 +171,7 @@ class SftTrainer(Trainer):
             weight_decay=self.args.weight_decay,
             apply_decay_param_fun=lambda name: name in decayed,
             grad_clip=clip,
-            multi_precision=bool(self.args.bf16 or self.args.fp16),
+            multi_precision=bool(self.args.bf16),
         )
         return self.optimizer
 
@@ -226,85 +236,6 @@ class SftTrainer(Trainer):
         self.loader.start_step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Examples held out, how often to look, and who is told; on_loss says whether it is the best so far."""
-
-    source: Source
-    every: int
-    on_loss: Callable[[int, float], bool]
-
-
-class Recorder(TrainerCallback):
-    """Gives each finished update to `on_step`, saves when due or asked to, and stops when asked to."""
-
-    def __init__(
-        self,
-        on_step: Callable[[StepRecord], None],
-        *,
-        seed: int,
-        save_steps: int,
-        wants_stop: Callable[[], bool],
-        evaluation: Evaluation | None = None,
-    ) -> None:
-        self.trainer: SftTrainer | None = None
-        self._evaluation = evaluation
-        self._on_step, self._seed, self._save_steps, self._wants_stop = on_step, seed, save_steps, wants_stop
-        self._started = 0.0
-        self._learning_rate = self._grad_norm = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        assert self.trainer is not None
-        self._started = time.perf_counter()
-        self.trainer.update_loss, self.trainer.update_tokens = 0.0, [0, 0]
-        # Dropout draws from the step's own seed, so that a resumed run needs no state of the generator.
-        replica = self.trainer.arrangement.replica
-        paddle.seed(int(np.random.PCG64([self._seed, state.global_step, replica]).random_raw() >> 33))
-
-    def on_optimizer_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        assert self.trainer is not None
-        self._learning_rate = float(self.trainer.lr_scheduler.get_lr())
-        trainer = self.trainer
-        if trainer.shared_out is not None:
-            average(trainer.learning(), trainer.shared_out.shards)
-        complete_gradients(trainer.learning(), trainer.part, trainer.config)
-        self._grad_norm = self.trainer.update_norm = self.trainer.grad_norm()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.trainer is not None
-        trainer = self.trainer
-        if trainer.shared_out is not None:
-            trainer.shared_out.refresh()
-        # A signal reaches the processes at different moments; they have to stop after the same update.
-        asked = float(self._wants_stop())
-        sums = [trainer.update_loss / args.world_size, *map(float, trainer.update_tokens), asked]
-        if args.world_size > 1:
-            sums = together(sums)
-        loss, supervised, tokens, asked = sums
-        parts = trainer.part.size  # which all have seen the same samples
-        record = StepRecord(
-            step=state.global_step,
-            loss=loss,
-            learning_rate=self._learning_rate,
-            grad_norm=self._grad_norm,
-            supervised_tokens=int(supervised) // parts,
-            tokens=int(tokens) // parts,
-            epoch=trainer.loader.plan.epoch_of(state.global_step),
-            seconds=time.perf_counter() - self._started,
-        )
-        self._on_step(record)
-        complete = state.global_step >= state.max_steps
-        if not complete and (asked or (args.world_size == 1 and self._wants_stop())):
-            control.should_training_stop = trainer.stopped = True
-        last = complete or trainer.stopped
-        control.should_save = last or state.global_step % self._save_steps == 0
-        evaluation = self._evaluation
-        if evaluation and (last or state.global_step % evaluation.every == 0):
-            loss = trainer.held_out_loss(evaluation.source)
-            if evaluation.on_loss(state.global_step, loss):
-                trainer.best_step, control.should_save = state.global_step, True
-
-
 def make_arguments(
     options: TrainingOptions, output: Path, steps: int, plan: Plan, placement: Placement, parts: int = 1
 ) -> TrainingArguments:
@@ -327,7 +258,6 @@ def make_arguments(
             adam_epsilon=options.adam_epsilon,
             max_grad_norm=options.max_grad_norm,
             bf16=placement.dtype == "bfloat16",
-            fp16=placement.dtype == "float16",
             fp16_opt_level="O2",
             amp_master_grad=placement.dtype != "float32",
             sharding="stage1" if options.sharding != "none" and not own_stage(options) and plan.ranks > 1 else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import subprocess
@@ -14,8 +15,18 @@ import pytest
 import qvl.cli
 from qvl.cli.document import document
 from qvl.messages import Image
+from qvl.profile import MemoryNeed
 
 ROOT = Path(__file__).parents[3]
+
+
+def test_only_commands_that_read_media_from_standard_input_offer_it(capsys: pytest.CaptureFixture[str]) -> None:
+    offered = {}
+    for command in ("infer", "chat"):
+        assert qvl.cli.main([command, "--help"]) == 0
+        media = " ".join(capsys.readouterr().out.partition("--min-pixels")[0].split())
+        offered[command] = ("or - for standard input" in media, "a URL or -." in media)
+    assert offered == {"infer": (True, True), "chat": (False, False)}
 
 
 @pytest.mark.usefixtures("script")
@@ -29,6 +40,11 @@ def test_profiles_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert qvl.cli.main(["profiles", "7b"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["model"], shown["generation"]["stop"]) == ("Qwen/Qwen2-VL-7B-Instruct", [])
+
+
+def test_every_size_that_a_profile_may_name_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qvl.cli.main(["profiles"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].count("GIB ") == len(dataclasses.fields(MemoryNeed))
 
 
 def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import qvl
+from qvl.cli import render
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="a shell and /dev/full")
 
@@ -43,6 +45,24 @@ def test_nothing_meant_for_standard_error_gets_into_standard_output(command: str
     assert run.returncode == COMMANDS[command]
     assert run.stdout == shell(command, "").stdout
     assert "qvl: error" not in run.stdout
+
+
+def test_what_is_being_done_fits_the_terminal_that_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output may be a pipe meanwhile, or a wider terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 30, 0, 0))
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with render.status("encoding pictures, clips and the prompt", False):
+            shown = os.read(master, 1000).decode()
+    os.close(master)
+    assert shown == "qvl: encoding pictures, clips"
 
 
 def test_all_streams_may_be_closed() -> None:

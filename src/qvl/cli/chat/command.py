@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from qvl.cli import render
-from qvl.cli.options import MediaOptions, ModelOptions, SamplingOptions, flattened, option
+from qvl.cli.chat.options import TalkMediaOptions
+from qvl.cli.options import ModelOptions, SamplingOptions, flattened, option
 from qvl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ChatOptions:
 
 
 @flattened
-def chat(media: MediaOptions, model: ModelOptions, sampling: SamplingOptions, talk: ChatOptions) -> None:
+def chat(media: TalkMediaOptions, model: ModelOptions, sampling: SamplingOptions, talk: ChatOptions) -> None:
     """Talk about pictures and clips; /help lists the commands. Piped in, each line of standard input is a question."""
     from qvl.cli.chat import attachments
     from qvl.cli.chat.model import ChatModel, Choice

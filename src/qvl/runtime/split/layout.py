@@ -15,12 +15,20 @@ from qvl.profile import Profile
 
 
 def chosen_device(profile: Profile) -> str:
-    """The device that the first part is on: the first of `devices`, where a profile names some."""
+    """The device that the first part is on: the first of `devices`, where a profile names some.
+
+    Raises UsageError where `device` is another.
+    """
     if profile.devices is None:
         return profile.device
     if profile.device == "cpu":
         raise UsageError(f"--devices {profile.devices} names GPUs and --device cpu none; leave out one of them")
-    return f"gpu:{_numbers(profile)[0]}"
+    first = f"gpu:{_numbers(profile)[0]}"
+    if ":" in profile.device and profile.device != first:
+        raise UsageError(
+            f"--devices {profile.devices} begins with {first}, and --device is {profile.device}; leave out one of them"
+        )
+    return first
 
 
 def split_devices(profile: Profile, placement: Placement) -> tuple[str, ...]:
