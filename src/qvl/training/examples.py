@@ -167,8 +167,11 @@ class _Tally:
 class ExampleSource:
     """The prepared samples as examples, decoded when they are asked for. Safe to use from several threads.
 
-    cache_bytes: how much of what was decoded last is kept in memory; 0 keeps nothing.
+    cache_bytes: how much of what was decoded last is kept in memory; 0 keeps nothing. decode: gives an example in the
+    place of `read`, as processes that run beside this one do.
     """
+
+    decode: Callable[[int], Example] | None = None
 
     def __init__(self, dataset: DataSet, processor: Processor, prepared: Prepared, *, cache_bytes: int = 0) -> None:
         self._dataset, self._processor, self._prepared = dataset, processor, prepared
@@ -178,19 +181,30 @@ class ExampleSource:
         return len(self._prepared.indices)
 
     def __getitem__(self, i: int) -> Example:
-        """Raises DataError naming file and index when a sample can no longer be read or has another length now."""
-        index = int(self._prepared.indices[i])
-        key = self._dataset.key(index)
+        """Raises what `read` does."""
+        key = self._dataset.key(int(self._prepared.indices[i]))
         example = self._cache.get(key)
         if example is None:
-            messages = self._dataset[index].messages
-            example = _named(self._dataset, index, lambda: self._processor.example(messages))
-            expected = int(self._prepared.tokens[i])
-            if len(example.prompt) != expected:
-                changed = f"has {len(example.prompt)} tokens, and had {expected} when the data were checked"
-                raise DataError(f"{self._dataset.where(index)}: {changed}; do not change data while they are in use")
+            example = self.read(i) if self.decode is None else self.decode(i)
             self._cache.put(key, example)
         return example
+
+    def read(self, i: int) -> Example:
+        """Decode a sample, here and now. It may be pickled, and then takes neither cache nor `decode` with it.
+
+        Raises DataError naming file and index when a sample can no longer be read or has another length now.
+        """
+        index = int(self._prepared.indices[i])
+        messages = self._dataset[index].messages
+        example = _named(self._dataset, index, lambda: self._processor.example(messages))
+        expected = int(self._prepared.tokens[i])
+        if len(example.prompt) != expected:
+            changed = f"has {len(example.prompt)} tokens, and had {expected} when the data were checked"
+            raise DataError(f"{self._dataset.where(index)}: {changed}; do not change data while they are in use")
+        return example
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExampleSource, (self._dataset, self._processor, self._prepared)
 
 
 def _look(dataset: DataSet, processor: Processor, options: ExampleOptions, i: int) -> Measure | DataError:

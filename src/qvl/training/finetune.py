@@ -6,7 +6,7 @@ import errno
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from qvl.training.checkpoints import (  # noqa: E402
     list_checkpoints,
     write_result,
 )
+from qvl.training.decoders import decoders  # noqa: E402
 from qvl.training.description import DESCRIPTION, changed, check_alike, write_description  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.judging import Answerer, Judge  # noqa: E402
@@ -39,6 +40,9 @@ from qvl.training.run import Observer, Run, estimate_run  # noqa: E402
 from qvl.training.shards import Sharding, own_stage, share_out  # noqa: E402
 from qvl.training.stopping import StoppedError, signals  # noqa: E402
 from qvl.training.weights import Weights, choose_weights  # noqa: E402
+
+# Micro-batches that a run has to go for processes that decode: each takes half a second to start, and some 100 MB.
+_WORTH_PROCESSES = 100
 
 
 def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
@@ -78,7 +82,13 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     # Importing PaddleNLP puts handlers of signals back to the system's, so it comes before ours are set.
     import qvl.training.trainer  # noqa: F401
 
-    with products(options, run.placement), signals() as asked, _room_on_disk(output):
+    left = (run.steps - start) * run.plan.accumulation
+    with ExitStack() as stack:
+        stack.enter_context(products(options, run.placement))
+        asked = stack.enter_context(signals())
+        stack.enter_context(_room_on_disk(output))
+        if options.workers and left >= _WORTH_PROCESSES:
+            source.decode = stack.enter_context(decoders(source.read, options.workers))
         recorder = _recorder(run, Subset(source, run.held_out), reporter, lambda: bool(asked))
         trainer = _trainer(run, arguments, model, loader, weights, recorder, sharding)
         trainer.best_step = reporter.best_step
