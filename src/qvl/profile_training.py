@@ -39,7 +39,8 @@ class TrainingOptions:
     recompute: keep only the input of each layer and compute it again in the backward pass.
     eval_split: the share of the samples held out; their loss is taken every eval_steps, and the best checkpoint kept.
     eval_answers: so many of them are also answered by the model then.
-    workers: threads that decode ahead. cache_mb: memory for decoded samples, which then are not decoded every epoch.
+    workers: processes that decode ahead; threads for a short run, and to look at the data before it. cache_mb: memory
+    for decoded samples, which then are not decoded every epoch.
     sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each; "stage2" the
     gradients of the language model's matrices as well; "stage3" also these matrices, learning or not.
     loss_chunk: supervised tokens whose logits are held at a time.
