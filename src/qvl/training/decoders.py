@@ -46,7 +46,8 @@ class Decoders:
         command = [sys.executable, "-c", _COMMAND.format(path=[str(place) for place in sys.path if place])]
         task = pickle.dumps(read, protocol=5)
         for _ in range(count):
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            # A session of its own: Ctrl-C is for the run, which ends its update and then these.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
             self._all.append(process)
             with suppress(ImportError, AttributeError, OSError):  # Linux; only faster
                 import fcntl
@@ -56,7 +57,7 @@ class Decoders:
             threading.Thread(target=self._begin, args=(process, task), daemon=True).start()
 
     def _begin(self, process: subprocess.Popen[bytes], task: bytes) -> None:
-        with suppress(OSError):  # it has ended, which shows when it is asked
+        with suppress(OSError, ValueError):  # it has ended, which shows when it is asked; or all are being closed
             _send(_pipe(process.stdin), task)
         self._idle.put(process)
 
@@ -130,7 +131,6 @@ def _filled(pipe: IO[bytes], memory: Any) -> Any:
 
 def main() -> None:
     """Answer numbers with examples until the other end is gone. What is printed goes to standard error."""
-    # Signals are for the run, which ends its update and then these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     asks, answers = sys.stdin.buffer, sys.stdout.buffer
