@@ -76,22 +76,27 @@ class AvReader:
         try:
             with av.open(path) as container:
                 stream = container.streams.video[0]
-                packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-                stamped = [(packet.dts if packet.pts is None else packet.pts, packet) for packet in packets]
-                self.stamps = sorted(stamp for stamp, _ in stamped if stamp is not None)
+                # When each is shown and decoded, and whether it is a key frame; packets themselves take too much room.
+                times = [
+                    (packet.pts, packet.dts, packet.is_keyframe)
+                    for packet in container.demux(stream)
+                    if packet.size and not packet.is_discard
+                ]
+                stamped = [(dts if pts is None else pts, dts, is_key) for pts, dts, is_key in times]
+                self.stamps = sorted(stamp for stamp, _, _ in stamped if stamp is not None)
                 # A container finds a key frame by when it is decoded, at times before it is shown.
                 self.keys = sorted(
-                    (stamp, stamp if packet.dts is None else packet.dts)
-                    for stamp, packet in stamped
-                    if stamp is not None and packet.is_keyframe
+                    (stamp, stamp if dts is None else dts)
+                    for stamp, dts, is_key in stamped
+                    if stamp is not None and is_key
                 )
                 # Only counting tells which frame is which where nothing says when one is shown and that is another
                 # order than they are decoded in, as in AVI; and behind a jump in MPEG's program streams, where times
                 # are off by a frame.
-                unsaid = stream.codec_context.has_b_frames and any(packet.pts is None for packet in packets)
-                self.counted = unsaid or len(self.stamps) < len(packets) or container.format.name == "mpeg"
+                unsaid = stream.codec_context.has_b_frames and any(pts is None for pts, _, _ in times)
+                self.counted = unsaid or len(self.stamps) < len(times) or container.format.name == "mpeg"
                 self.fps = _rate(self.stamps, stream)
-            self.frames = len(packets)
+            self.frames = len(times)
             self._open()
         except self.errors:
             raise _DamagedError(UNREADABLE) from None
