@@ -16,11 +16,12 @@ from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn, pick
 from examples.generator.words import read, text_colour, text_described, text_picture
 
-FEW, TRAIN = "few", "train"
+FEW, TRAIN, LAST = "few", "train", "last"
 TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 # Up to which chance a sample is of shapes, outdoors, text and pairs; up to 0.97 it is a clip, the rest is beyond.
 _SHARES = (0.42, 0.50, 0.72, 0.85)
 _TAUGHT_SHARES = (0.34, 0.42, 0.59, 0.79)
+_BEYOND = 0.15
 _ALIKE = 0.4  # of what is learnt from, how often things share a colour or a kind: most mistakes take one for the other
 
 
@@ -38,7 +39,8 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
 
     "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
     all that is there, and for what takes the longest to learn, than those by which the model is judged, and what it
-    shows is more often alike.
+    shows is more often alike. "last" is as "train", with more questions that cannot be answered: in the long run a model
+    forgets to say so.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
@@ -48,7 +50,9 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
         if kind < 0.68:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
-    taught = split == TRAIN
+    if split == LAST and rng.random() < _BEYOND:
+        return Sample((), None, (beyond(rng),))
+    taught = split in (TRAIN, LAST)
     alike = _ALIKE if taught else 0.0
     asks = TAUGHT_ASKS if taught else ASKS
     scenes, outdoors, texts, pairs = _TAUGHT_SHARES if taught else _SHARES
