@@ -47,9 +47,9 @@ demo-model: $(VENV)/.dev native ## make the demo model's data and train it from 
 		--set training.train='[language]' --set training.schedule=constant --set training.epochs=1
 	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 104000
 	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all
-	test -f $(MADE)/last/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/last --split last --samples 12000
+	test -f $(MADE)/last/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/last --split last --samples 9600
 	$(TEACH) --model $(MADE)/run-all/model --data $(MADE)/last/data.jsonl -o $(MADE)/run-last \
-		--set training.learning_rate=1e-4 --set training.epochs=1
+		--set training.learning_rate=5e-5 --set training.epochs=1
 	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all $(MADE)/run-last
 	rm -rf $(MADE)/model
 	$(BIN)/python -c "from qvl import Engine; Engine.load('demo', model='$(MADE)/run-last/model').save('$(MADE)/model')"

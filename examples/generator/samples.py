@@ -21,7 +21,7 @@ TURNS = 3  # about one picture: what has been said tells of it as well, and of l
 # Up to which chance a sample is of shapes, outdoors, text and pairs; up to 0.97 it is a clip, the rest is beyond.
 _SHARES = (0.42, 0.50, 0.72, 0.85)
 _TAUGHT_SHARES = (0.34, 0.42, 0.59, 0.79)
-_BEYOND = 0.15
+_BEYOND = 0.25
 _ALIKE = 0.4  # of what is learnt from, how often things share a colour or a kind: most mistakes take one for the other
 
 
@@ -39,8 +39,8 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
 
     "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
     all that is there, and for what takes the longest to learn, than those by which the model is judged, and what it
-    shows is more often alike. "last" is as "train", with more questions that cannot be answered: in the long run a model
-    forgets to say so.
+    shows is more often alike. "last" is as "train", with more that cannot be answered, as the first question about a
+    picture: in "train" that comes last.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
@@ -51,7 +51,8 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
     if split == LAST and rng.random() < _BEYOND:
-        return Sample((), None, (beyond(rng),))
+        scene = shapes_scene(rng) if rng.random() < 0.75 else outdoor_scene(rng)
+        return Sample((scene.draw(),) if rng.random() < 0.8 else (), None, (beyond(rng),))
     taught = split in (TRAIN, LAST)
     alike = _ALIKE if taught else 0.0
     asks = TAUGHT_ASKS if taught else ASKS
