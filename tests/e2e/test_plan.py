@@ -79,7 +79,7 @@ def test_devices_and_dtype_are_the_profiles_unless_a_flag_says_otherwise(qvl: Ru
         (("--profile", "2b-lora", "--set", "quantize=int4"), "quantised weights cannot learn"),
         (("--profile", "2b", "--context", "999999"), "Qwen/Qwen2-VL-2B-Instruct takes at most 32768 tokens"),
         (("--profile", "2b-lora", "--context", "9000"), "at most training.max_length=8192"),
-        (("--profile", "72b-lora", "--dtype", "float16"), "a model in parts learns in bfloat16 or float32"),
+        (("--profile", "72b-lora", "--dtype", "float16"), "training is in bfloat16 or float32, not in float16"),
         (("--profile", "2b-lora", "--batch", "2"), "--batch is of answers; an update takes"),
         (("--set", "devices='0,1'", "--set", "tensor_parallel=4"), "tensor_parallel=4 do not agree"),
     ],
