@@ -45,14 +45,11 @@ demo-model: $(VENV)/.dev native ## make the demo model's data and train it from 
 	test -f $(MADE)/few/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/few --split few --samples 24000
 	$(TEACH) --model $(MADE)/tower --data $(MADE)/few/data.jsonl -o $(MADE)/run-few \
 		--set training.train='[language]' --set training.schedule=constant --set training.epochs=1
-	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 104000
+	test -f $(MADE)/all/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/all --samples 100000
 	$(TEACH) --model $(MADE)/run-few/model --data $(MADE)/all/data.jsonl -o $(MADE)/run-all
-	test -f $(MADE)/last/data.jsonl || $(BIN)/python -m examples.generator $(MADE)/last --split last --samples 9600
-	$(TEACH) --model $(MADE)/run-all/model --data $(MADE)/last/data.jsonl -o $(MADE)/run-last \
-		--set training.learning_rate=5e-5 --set training.epochs=1
-	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all $(MADE)/run-last
+	$(BIN)/python -m examples.generator.curve $(MADE)/loss.png $(MADE)/run-few $(MADE)/run-all
 	rm -rf $(MADE)/model
-	$(BIN)/python -c "from qvl import Engine; Engine.load('demo', model='$(MADE)/run-last/model').save('$(MADE)/model')"
+	$(BIN)/python -c "from qvl import Engine; Engine.load('demo', model='$(MADE)/run-all/model').save('$(MADE)/model')"
 	$(BIN)/python -m examples.generator.evaluate --model $(MADE)/model --samples 3000 --json $(MADE)/accuracy.json
 
 lint: $(VENV)/.dev ## ruff and mypy

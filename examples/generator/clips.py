@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from examples.generator.drawing import Box
+from examples.generator.drawing import Box, Canvas
 from examples.generator.scenes import (
     COLOURS,
     Scene,
@@ -29,7 +29,7 @@ _WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "up": (0, -1), "down": 
 
 @dataclass(frozen=True)
 class Clip:
-    """scenes: one a frame, of one even size, FPS of them a second."""
+    """scenes: one a frame, of one even size and before one ground, FPS of them a second."""
 
     scenes: tuple[Scene, ...]
     turns: tuple[Turn, ...]
@@ -37,7 +37,8 @@ class Clip:
     @property
     def frames(self) -> tuple[Image.Image, ...]:
         """RGB, drawn anew."""
-        return tuple(scene.draw() for scene in self.scenes)
+        canvas = Canvas(self.scenes[0].ground)
+        return tuple(scene.draw(canvas.copied()) for scene in self.scenes)
 
 
 def clip(rng: np.random.Generator, moving: float = 0.6, turning: float = 0.2, alike: float = 0.0) -> Clip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -67,6 +68,13 @@ class Canvas:
         self.size = background.size
         self.image = background.resize((background.width * FINER, background.height * FINER), Image.Resampling.BILINEAR)
         self._draw = ImageDraw.Draw(self.image)
+
+    def copied(self) -> Canvas:
+        """One that is drawn on by itself, for frames before one background: to make it finer takes longest of all."""
+        other = copy.copy(self)
+        other.image = self.image.copy()
+        other._draw = ImageDraw.Draw(other.image)
+        return other
 
     def polygon(self, box: Box, points: list[Point], colour: Colour) -> None:
         """Fill a polygon given in the box's unit square."""

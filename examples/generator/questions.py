@@ -326,10 +326,10 @@ _MORE: dict[Ask, float] = {
     in_detail: 1.5,
     all_boxes: 1.0,
     is_there: 1.5,
-    how_many: 2.4,
+    how_many: 3.0,
     where_is: 1.3,
-    relation: 2.6,
-    box_of: 2.6,
+    relation: 3.0,
+    box_of: 2.5,
 }
 TAUGHT_ASKS = tuple((ask, _MORE.get(ask, weight)) for ask, weight in ASKS)
 # With more of what one thing alone can answer.

@@ -16,12 +16,13 @@ from examples.generator.scenes import Scene, outdoor_scene, shapes_scene
 from examples.generator.turns import Turn, pick
 from examples.generator.words import read, text_colour, text_described, text_picture
 
-FEW, TRAIN, LAST = "few", "train", "last"
+FEW, TRAIN = "few", "train"
 TURNS = 3  # about one picture: what has been said tells of it as well, and of later questions less is learnt
 # Up to which chance a sample is of shapes, outdoors, text and pairs; up to 0.97 it is a clip, the rest is beyond.
 _SHARES = (0.42, 0.50, 0.72, 0.85)
-_TAUGHT_SHARES = (0.34, 0.42, 0.59, 0.79)
-_BEYOND = 0.25
+_TAUGHT_SHARES = (0.345, 0.45, 0.615, 0.79)
+_BEYOND = 0.06  # of conversations about a picture, how many have a question that cannot be answered
+_TAUGHT_BEYOND = 0.1
 _ALIKE = 0.4  # of what is learnt from, how often things share a colour or a kind: most mistakes take one for the other
 
 
@@ -39,8 +40,7 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
 
     "few" is easier than the others, to begin with: it has up to three things or letters. "train" asks more often for
     all that is there, and for what takes the longest to learn, than those by which the model is judged, and what it
-    shows is more often alike. "last" is as "train", with more that cannot be answered, as the first question about a
-    picture: in "train" that comes last.
+    shows is more often alike.
     """
     rng = np.random.default_rng([zlib.crc32(split.encode()), number])
     kind = rng.random()
@@ -50,17 +50,15 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
         if kind < 0.68:
             return _about_scene(rng, shapes_scene(rng, most=3), 1, ((in_detail, 1.0),))
         return _about_text(rng, 1, longest=3)
-    if split == LAST and rng.random() < _BEYOND:
-        scene = shapes_scene(rng) if rng.random() < 0.75 else outdoor_scene(rng)
-        return Sample((scene.draw(),) if rng.random() < 0.8 else (), None, (beyond(rng),))
-    taught = split in (TRAIN, LAST)
+    taught = split == TRAIN
     alike = _ALIKE if taught else 0.0
     asks = TAUGHT_ASKS if taught else ASKS
     scenes, outdoors, texts, pairs = _TAUGHT_SHARES if taught else _SHARES
+    unanswerable = _TAUGHT_BEYOND if taught else _BEYOND
     if kind < scenes:
-        return _about_scene(rng, shapes_scene(rng, alike=alike), turns, asks)
+        return _about_scene(rng, shapes_scene(rng, alike=alike), turns, asks, unanswerable)
     if kind < outdoors:
-        return _about_scene(rng, outdoor_scene(rng), turns, asks)
+        return _about_scene(rng, outdoor_scene(rng), turns, asks, unanswerable)
     if kind < texts:
         return _about_text(rng, turns)
     if kind < pairs:
@@ -76,7 +74,11 @@ def sample(split: str, number: int, *, turns: int = TURNS) -> Sample:
 
 
 def _about_scene(
-    rng: np.random.Generator, scene: Scene, turns: int, asks: tuple[tuple[Ask, float], ...] = ASKS
+    rng: np.random.Generator,
+    scene: Scene,
+    turns: int,
+    asks: tuple[tuple[Ask, float], ...] = ASKS,
+    unanswerable: float = _BEYOND,
 ) -> Sample:
     weights = np.asarray([weight for _, weight in asks])
     # Some are drawn twice: two boxes or two counts in one conversation are as likely as two kinds of question.
@@ -89,8 +91,9 @@ def _about_scene(
             break
     if not asked and (turn := describe(rng, scene)) is not None:
         asked.append(turn)
-    if rng.random() < 0.06:
-        asked[-1:] = [beyond(rng)]
+    if rng.random() < unanswerable:
+        # Anywhere in the conversation: a model that has met these last alone answers a first one as if it were another.
+        asked[int(rng.integers(len(asked)))] = beyond(rng)
     return Sample((scene.draw(),), None, tuple(asked))
 
 

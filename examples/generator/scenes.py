@@ -70,9 +70,9 @@ class Scene:
     things: tuple[Thing, ...]
     outdoors: bool = False
 
-    def draw(self) -> Image.Image:
-        """RGB, width x height."""
-        canvas = Canvas(self.ground)
+    def draw(self, canvas: Canvas | None = None) -> Image.Image:
+        """RGB, width x height. canvas: one of the scene's ground to draw on, else a new one."""
+        canvas = canvas or Canvas(self.ground)
         for thing in self.things:
             draw(canvas, thing.kind, thing.box, thing.rgb)
         return canvas.finish()

@@ -24,6 +24,8 @@ from qvl.machine import physical_cores as physical_cores  # also had from here
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
 # Parameters of glibc's mallopt, from malloc.h.
+# What the code of its AVX-512 path is made of.
+_MKL_AVX512 = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 _prepared = False
@@ -91,9 +93,8 @@ def prepare() -> None:
     if "paddle" not in sys.modules:
         if not _chosen:
             set_threads(None)
-        if _is_amd():
-            # Paddle's bundled MKL picks a slow path on AMD: 50 GFLOP/s in place of 160 was measured.
-            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+        if (path := _mkl_path()) is not None:
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", path)
         # OpenMP's threads spin for 200 ms after each of Paddle's ops, on the cores that the native ops need next.
         os.environ.setdefault("KMP_BLOCKTIME", "1")
     _keep_freed_memory()
@@ -168,8 +169,17 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TOP_PAD, 16 * 1024 * 1024)
 
 
-def _is_amd() -> bool:
+def _mkl_path() -> str | None:
+    """What has Paddle's bundled MKL take its fast path on an AMD CPU: "7" with AVX-512, else "5"; None on others.
+
+    It looks at the maker before it looks at what the CPU can do. On two Zen 5 cores float32 products reach 95 GFLOP/s
+    by its own choice, 255 with "5" and 485 with "7".
+    """
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        told = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
+        return None
+    if "AuthenticAMD" not in told:
+        return None
+    flags = next((line.split() for line in told.splitlines() if line.startswith("flags")), [])
+    return "7" if _MKL_AVX512.issubset(flags) else "5"

@@ -15,7 +15,7 @@ from examples.generator.clips import clip
 from examples.generator.curve import means
 from examples.generator.drawing import Box
 from examples.generator.evaluate import SPLIT, boxes_right, iou, is_right
-from examples.generator.samples import FEW, LAST, TRAIN, sample
+from examples.generator.samples import FEW, TRAIN, sample
 from examples.generator.scenes import COLOURS, outdoor_scene, shapes_scene
 from examples.generator.start import DEMO, STREAM, attention_biases, attention_weights, learn_merges, word_rows
 from examples.generator.tower import (
@@ -41,7 +41,7 @@ OPTIONS = ImageOptions(min_pixels=19600, max_pixels=32928)
 CLIPS = VideoOptions(max_frames=8, min_pixels=12544, max_pixels=15680, total_pixels=125440)
 
 
-@pytest.mark.parametrize("split", [FEW, TRAIN, LAST, SPLIT])
+@pytest.mark.parametrize("split", [FEW, TRAIN, SPLIT])
 def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
     for number in range(12):
         first, again = sample(split, number), sample(split, number)
@@ -54,8 +54,8 @@ def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
 
 
 def test_splits_share_no_sample() -> None:
-    said = {split: [sample(split, number).turns for number in range(20)] for split in (FEW, TRAIN, LAST, SPLIT)}
-    assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW] + said[LAST]]
+    said = {split: [sample(split, number).turns for number in range(20)] for split in (FEW, TRAIN, SPLIT)}
+    assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW]]
 
 
 @pytest.mark.parametrize(
