@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear_rounded.h"
+#include "pairs.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -43,13 +44,6 @@ static void widen_bytes(const int8_t* from, int64_t count, uint16_t* to) {
     _mm512_storeu_si512(to, _mm512_permutex2var_epi8(low, first, high));
     _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi8(low, second, high));
   }
-}
-
-// Two vectors of 16 outputs as the pairs of a tile's row, [16][2] bfloat16.
-QVL_INLINE void store_pairs(__m512 even, __m512 odd, uint16_t* to) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
 }
 
 // A group of int4 weights. The numbers 0 to 15 come from a table whose index is the low four bits of a lane.

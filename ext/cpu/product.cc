@@ -7,6 +7,7 @@
 
 namespace qvl {
 
+QVL_IF_AVX512BF16(namespace avx512bf16 { extern const ProductKernels product_kernels; })
 QVL_IF_AMX(namespace amx { extern const ProductKernels product_kernels; })
 
 namespace {
@@ -16,6 +17,7 @@ constexpr int64_t kRangeTiles = 16, kRangePanels = 16;
 
 const ProductKernels* body() {
   QVL_IF_AMX(if (isa() == Isa::amx) return &amx::product_kernels;)
+  QVL_IF_AVX512BF16(if (isa() >= Isa::avx512bf16) return &avx512bf16::product_kernels;)
   return nullptr;
 }
 

@@ -94,3 +94,21 @@ def test_sigterm_while_paddle_is_imported_prints_no_trace(delay: float) -> None:
 def test_signals_after_paddle_is_imported_are_pythons_own() -> None:
     assert interrupt(signal.SIGTERM, "ready", 0) == (-signal.SIGTERM, "begun\nready\n", "")
     assert interrupt(signal.SIGINT, "ready", 0.1) == (0, "begun\nready\ninterrupted\n", "")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx2 avx512f avx512dq avx512cd avx512bw avx512vl\n", None),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx2 fma\n", "5"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx2 avx512f avx512dq avx512cd avx512bw\n", "5"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx2 avx512f avx512dq avx512cd avx512bw avx512vl\n", "7"),
+        ("vendor_id\t: AuthenticAMD\n", "5"),
+        ("", None),
+    ],
+)
+def test_mkl_is_told_of_the_best_path_an_amd_cpu_has(
+    told: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_cpu_told", lambda: told)
+    assert environment._mkl_path() == expected

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from examples.generator.__main__ import record
 from examples.generator.clips import clip
@@ -16,7 +18,7 @@ from examples.generator.curve import means
 from examples.generator.drawing import Box
 from examples.generator.evaluate import SPLIT, boxes_right, iou, is_right
 from examples.generator.samples import FEW, TRAIN, sample
-from examples.generator.scenes import COLOURS, outdoor_scene, shapes_scene
+from examples.generator.scenes import COLOURS, Scene, outdoor_scene, shapes_scene
 from examples.generator.start import DEMO, STREAM, attention_biases, attention_weights, learn_merges, word_rows
 from examples.generator.tower import (
     COLOUR_NAMES,
@@ -56,6 +58,17 @@ def test_a_sample_is_known_by_its_split_and_number(split: str) -> None:
 def test_splits_share_no_sample() -> None:
     said = {split: [sample(split, number).turns for number in range(20)] for split in (FEW, TRAIN, SPLIT)}
     assert not [turns for turns in said[SPLIT] if turns in said[TRAIN] + said[FEW]]
+
+
+def test_what_is_beyond_comes_anywhere_in_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Met last alone, such a question is answered as if it were another where it comes first."""
+    monkeypatch.setattr(Scene, "draw", lambda *_: Image.new("RGB", (1, 1)))
+    places: Counter[int] = Counter()
+    for number in range(1500):
+        made = sample(TRAIN, number)
+        if made.images:
+            places.update(index for index, turn in enumerate(made.turns) if turn.task == "beyond")
+    assert all(places[place] >= 10 for place in range(3))
 
 
 @pytest.mark.parametrize(

@@ -251,11 +251,23 @@ def check_limits(media: MediaOptions) -> None:
 
 def _check_limits_matter(messages: tuple[Message, ...], media: MediaOptions) -> None:
     """Raise UsageError for an option that is for a kind of medium which the conversation does not have."""
-    has_clip = any(isinstance(part, Video) for part in parts(messages))
+    clips = [part for part in parts(messages) if isinstance(part, Video)]
+    has_clip = bool(clips)
+    if media.fps is not None and clips and all(_is_frames(part) for part in clips):
+        raise UsageError("--fps was given, but of a folder, a glob or a list of frames all are used")
     for name in limits_given(media):
         if not (has_media(messages) if name in _IMAGE_LIMITS else has_clip):
             lacking = "picture or clip" if name in _IMAGE_LIMITS else "clip"
             raise UsageError(f"--{name.replace('_', '-')} was given, but there is no {lacking}")
+
+
+def _is_frames(part: Video) -> bool:
+    """Whether the frames are pictures, which are all used, and not chosen from a clip."""
+    if not isinstance(part.source, (str, Path)):
+        return not isinstance(part.source, bytes)
+    if _is_remote(str(part.source)):
+        return False
+    return _is_folder(part.source) or (not _exists(part.source) and glob.has_magic(str(part.source)))
 
 
 def limits_given(media: MediaOptions) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def test_the_memory_check_can_be_left_out(run: Run, script: Script) -> None:
         (["--messages", "CHAT", "-p", "x"], "leave out --prompt"),
         (["PICTURE", "-p", "a{}b{}"], "2 places {} for 1"),
         (["PICTURE", "-p", "x", "--fps", "2"], "there is no clip"),
+        (["--video", "FOLDER", "-p", "x", "--fps", "2"], "of a folder, a glob or a list of frames all are used"),
+        (["--video", "FOLDER/*.png", "-p", "x", "--fps", "2"], "of a folder, a glob or a list of frames all are used"),
         (["-p", "x", "--max-pixels", "100"], "there is no picture or clip"),
         (["PICTURE", "-p", "x", "--temperature", "-1"], "temperature must be 0 (greedy) or 0.001 to 100, not -1.0"),
         (["PICTURE", "-p", "x", "--speculate", "maybe"], "speculate must be auto, on or off, not 'maybe'"),
