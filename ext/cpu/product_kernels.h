@@ -1,4 +1,4 @@
-// What the launch function of products and their only body agree on.
+// What the launch function of products and their bodies agree on.
 #pragma once
 
 #include "qvl/product.h"

@@ -44,8 +44,8 @@ class TrainingOptions:
     sharding: "stage1" shares the optimiser's state among the devices instead of keeping all of it on each; "stage2" the
     gradients of the language model's matrices as well; "stage3" also these matrices, learning or not.
     loss_chunk: supervised tokens whose logits are held at a time.
-    products: of linear layers, on a CPU; "bfloat16" rounds what they multiply, for which it needs a tile unit, "auto"
-    where there is one.
+    products: of linear layers, on a CPU; "bfloat16" rounds what they multiply, for which it needs AVX512-BF16 or AMX,
+    "auto" does where it can.
     """
 
     method: Literal["full", "lora"] = "lora"

@@ -51,7 +51,7 @@ def test_a_model_trained_whole_answers_word_for_word(
     assert described["data_report"] and len(described["data_fingerprint"]) == 64
 
 
-@pytest.mark.skipif(not ops.can_round(), reason="this CPU has no tile unit, or there are no native ops")
+@pytest.mark.skipif(not ops.can_round(), reason="no unit for bfloat16 here, or there are no native ops")
 def test_rounded_products_learn_as_well(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = {}
     for products in ("float32", "bfloat16"):

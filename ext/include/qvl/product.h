@@ -1,4 +1,5 @@
-// Matrix products of training: operands of float32 rounded to bfloat16, sums in float32. Only where there is a tile unit.
+// Matrix products of training: operands of float32 rounded to bfloat16, sums in float32. Only where there is a unit
+// for it: tiles (AMX), or dot products of pairs (AVX512-BF16).
 #pragma once
 
 #include "qvl/common.h"
@@ -16,7 +17,7 @@ struct ProductParams {
   float* out;
 };
 
-// Whether the level in use has a tile unit.
+// Whether the level in use has such a unit.
 bool has_product();
 
 // Status::unsupported without one.

@@ -1,7 +1,8 @@
 """Products of linear layers in training, with operands rounded to bfloat16 and sums in float32.
 
-A CPU with a tile unit (AMX) does them several times as fast as those of float32. They are for training alone, within
-`rounding`: answers do not depend on what a CPU has.
+A CPU with a tile unit (AMX) does them several times as fast as those of float32, one with dot products of pairs
+(AVX512-BF16, Zen 4 and later) up to twice. They are for training alone, within `rounding`: answers do not depend on
+what a CPU has.
 """
 
 from __future__ import annotations

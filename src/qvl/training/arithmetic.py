@@ -29,4 +29,4 @@ def products(options: TrainingOptions, placement: Placement) -> AbstractContextM
 def _why_not(placement: Placement) -> str | None:
     if placement.device != "cpu" or placement.dtype != "float32":
         return f"it is for float32 on a CPU, not {placement.dtype} on {placement.device}"
-    return None if ops.can_round() else "it takes native ops and a CPU with a tile unit (AMX)"
+    return None if ops.can_round() else "it takes native ops and a CPU with AVX512-BF16 or AMX"

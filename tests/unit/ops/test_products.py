@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,23 @@ from qvl.training.arithmetic import products
 from tests.unit.ops.levels import normal
 from tests.unit.ops.slopes import learning
 
-needs_tiles = pytest.mark.skipif(not ops.can_round(), reason="this CPU has no tile unit, or there are no native ops")
+with native.using("auto") as _module:
+    UNITS: list[str] = [] if _module is None else [n for n in ("avx512bf16", "amx") if n in _module.levels()]
 # Sums of up to some hundred float32 products in another order.
 EXACT = 1e-5
 SIZES = [(1, 1, 1), (16, 32, 16), (37, 45, 19), (130, 200, 97), (515, 33, 64)]
 
 Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(
+    params=UNITS
+    or [pytest.param("none", marks=pytest.mark.skip(reason="no unit for bfloat16 here, or there are no native ops"))]
+)
+def unit(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each unit for such products that this CPU has, in turn: pairs in vectors, and tiles."""
+    with native.using("native", level=request.param):
+        yield request.param
 
 
 def rounded(x: paddle.Tensor) -> Floats:
@@ -33,7 +46,7 @@ def close(found: paddle.Tensor, wanted: Floats) -> None:
     np.testing.assert_allclose(found.numpy(), wanted, rtol=EXACT, atol=EXACT * max(1.0, float(np.abs(wanted).max())))
 
 
-@needs_tiles
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize(("m", "k", "n"), SIZES)
 def test_operands_are_rounded_and_nothing_else(m: int, k: int, n: int) -> None:
     x, weight, bias = normal(m, k), normal(k, n, seed=1), normal(n, seed=2)
@@ -42,7 +55,7 @@ def test_operands_are_rounded_and_nothing_else(m: int, k: int, n: int) -> None:
         close(ops.learning_linear(x, weight), rounded(x) @ rounded(weight))
 
 
-@needs_tiles
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize(("m", "k", "n"), SIZES)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_gradients_are_those_of_rounded_operands(m: int, k: int, n: int, with_bias: bool) -> None:
@@ -57,17 +70,16 @@ def test_gradients_are_those_of_rounded_operands(m: int, k: int, n: int, with_bi
         close(bias[0].grad, slope.numpy().sum(axis=0))
 
 
-@needs_tiles
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+def test_any_number_of_threads_gives_the_same_bits(unit: str) -> None:
     x, weight = normal(600, 300), normal(300, 200, seed=1)
     results = []
     for threads in (1, 2, 3):
-        with native.using("native", threads=threads), ops.rounding():
+        with native.using("native", level=unit, threads=threads), ops.rounding():
             results.append(ops.learning_linear(x, weight).numpy())
     assert all((result == results[0]).all() for result in results)
 
 
-@needs_tiles
+@pytest.mark.usefixtures("unit")
 def test_what_does_not_learn_gets_no_gradient() -> None:
     x, weight = normal(20, 10), normal(10, 5, seed=1)
     weight.stop_gradient = False
@@ -85,7 +97,7 @@ def test_outside_of_the_block_nothing_is_rounded() -> None:
     close(ops.learning_linear(x, weight), x.numpy() @ weight.numpy())
 
 
-@needs_tiles
+@pytest.mark.usefixtures("unit")
 def test_operands_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="product: b has shape"):
         native.library().product(normal(4, 5), normal(6, 7))
@@ -94,7 +106,7 @@ def test_operands_that_do_not_fit_are_named() -> None:
 CPU = Placement("cpu", "float32", "auto")
 
 
-@needs_tiles
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize(("asked", "rounds"), [("float32", False), ("auto", True), ("bfloat16", True)])
 def test_a_run_rounds_as_it_was_asked_to(asked: str, rounds: bool) -> None:
     x, weight = normal(40, 64), normal(64, 30, seed=1)
@@ -105,7 +117,9 @@ def test_a_run_rounds_as_it_was_asked_to(asked: str, rounds: bool) -> None:
 
 def test_without_a_body_a_wish_is_refused_and_auto_says_so() -> None:
     with native.using("composed"):
-        with pytest.raises(DeviceError, match="products=bfloat16: it takes native ops and a CPU with a tile unit"):
+        with pytest.raises(
+            DeviceError, match="products=bfloat16: it takes native ops and a CPU with AVX512-BF16 or AMX"
+        ):
             products(TrainingOptions(products="bfloat16"), CPU)
         with pytest.warns(UserWarning, match="takes longer: it takes native ops"):
             context = products(TrainingOptions(products="auto"), CPU)
