@@ -23,9 +23,9 @@ from qvl.machine import physical_cores as physical_cores  # also had from here
 
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
-# Parameters of glibc's mallopt, from malloc.h.
-# What the code of its AVX-512 path is made of.
+# What the AVX-512 path of MKL is made of.
 _MKL_AVX512 = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))
+# Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 _prepared = False

@@ -55,7 +55,8 @@ class WishOptions:
         str | None, option("--cache-dtype", metavar="auto|float32|bfloat16|int8", help="Of the KV cache.")
     ] = None
     threads: Annotated[
-        int | None, option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
+        int | None,
+        option("--threads", min=1, help="CPU threads; else QVL_THREADS, OMP_NUM_THREADS, or one a core."),
     ] = None
 
 

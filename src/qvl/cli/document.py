@@ -18,17 +18,24 @@ _INTRODUCTION = """\
 
 Made from the app by `python -m qvl.cli.document > docs/cli.md`; edit the help texts there.
 
-The answer goes to standard output and nothing else does. Exit codes: 0 an answer was given; 1 something went wrong;
-2 the request was wrong; 130 ended by Ctrl-C; 141 the reader of a pipe went away.
+The answer goes to standard output and nothing else does. Exit codes: 0 all is well; 1 something went wrong, a question
+of a batch had no answer, or `qvl doctor` found a problem; 2 the request was wrong; 130 ended by Ctrl-C; 143 by SIGTERM;
+141 the reader of a pipe went away.
+
+Without `--profile` and `--model` the first of 2b, 7b and 72b that is here runs, else demo. `--model` alone brings the
+profile of a published model; any other checkpoint takes the limits and the chat template of `2b`, so name `2b-base` for
+a base model. [profiles.md](profiles.md) has the keys of profiles, [messages.md](messages.md) conversations as JSON.
+
+`qvl --version` says what is installed, `qvl --install-completion` lets the shell complete options.
 """
 
 ENVIRONMENT = {
-    "QVL_HOME": "The folder of qvl's own models, under `models/`, and of what was typed in `qvl chat`; by default "
-    "`qvl` in the platform's folders for caches and for state.",
+    "QVL_HOME": "The folder of qvl's own models, under `models/`, of the random weights of `qvl bench`, under `bench/`,"
+    " and of what was typed in `qvl chat`; by default `qvl` in the platform's folders for caches and for state.",
     "QVL_OFFLINE": "1: use no network, neither for models nor for pictures.",
     "QVL_SOURCE": "Where models are downloaded from, as --source; before the profile's `source`.",
     "QVL_DOWNLOAD_TIMEOUT": "Seconds without a byte after which a connection is given up and made anew; 30.",
-    "QVL_DOWNLOAD_TRIES": "Attempts in a row that bring nothing, before a download is given up; 6.",
+    "QVL_DOWNLOAD_TRIES": "Attempts in a row that bring nothing, before the next source is tried; 6.",
     "QVL_CONFIG_HOME": "The folder that holds `profiles/` with your own profiles.",
     "QVL_THREADS": "CPU threads, without --threads; else `OMP_NUM_THREADS`, else one for each core.",
     "QVL_OPS": "`auto` (the native ops where they are built, which is the default), `composed`, or `native`, which "
@@ -37,6 +44,8 @@ ENVIRONMENT = {
     "`avx512`, `avx512vnni`, `avx512bf16` or `amx`.",
     "QVL_CUDA_GRAPH": "0 launches the steps of decoding on a GPU one by one instead of replaying a CUDA graph.",
     "QVL_VIDEO_READER": "What decodes clips: `av`, `decord`, or `auto` (PyAV, then decord), which is the default.",
+    "QVL_BUILD_NATIVE, QVL_BUILD_DIR": "0: `pip install` builds no native ops; where objects of builds are kept.",
+    "CXX, NVCC, CUDA_HOME": "The compilers that build the native ops.",
     "QVL_DEBUG": "1 shows the traceback of an error, as --debug does.",
     "NO_COLOR": "No colours.",
     "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's tools keep what they downloaded; models are found there.",

@@ -48,7 +48,9 @@ class RecipeOptions:
 
     panel: ClassVar[str] = "Recipe"
 
-    profile: Annotated[str, option("--profile", metavar="NAME|FILE", help="A profile for finetune.")] = "2b-lora"
+    profile: Annotated[
+        str, option("--profile", metavar="NAME|FILE", help="A profile for finetune; 2b-lora without it.")
+    ] = "2b-lora"
     model: Annotated[
         str | None, option("--model", metavar="NAME|DIR", help="A checkpoint, in place of the profile's.")
     ] = None
@@ -60,7 +62,7 @@ class RecipeOptions:
     seed: Annotated[int | None, option("--seed", min=0, help="Of data order, initialisation and dropout.")] = None
     device: Annotated[str | None, option("--device", metavar="auto|cpu|gpu", help="Where to train.")] = None
     nproc: Annotated[
-        int | None, option("--nproc", min=1, metavar="N", help="Processes on this machine, one for each GPU.")
+        int | None, option("--nproc", min=1, metavar="N", help="Processes on this machine: a GPU each, or on CPUs.")
     ] = None
     tensor_parallel: Annotated[
         int | None, option("--tensor-parallel", min=1, metavar="N", help="Split the model over so many of them.")
@@ -86,7 +88,9 @@ class NodeOptions:
     panel: ClassVar[str] = "Machines"
 
     nnodes: Annotated[int | None, option("--nnodes", min=1, metavar="N", help="How many.")] = None
-    master: Annotated[str | None, option("--master", metavar="HOST:PORT", help="Of the first, a free port.")] = None
+    master: Annotated[
+        str | None, option("--master", metavar="HOST:PORT", help="Address of the first and a port free there.")
+    ] = None
     node: Annotated[int | None, option("--rank", min=0, metavar="I", help="Which one this is, from 0.")] = None
 
 

@@ -157,7 +157,7 @@ class ModelOptions:
         option(
             "--dtype",
             metavar="auto|float32|bfloat16|float16",
-            help="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU.",
+            help="Of the weights; auto is bfloat16 on a GPU and float32 on a CPU, which runs no other.",
         ),
     ] = None
     quant: Annotated[
@@ -168,7 +168,8 @@ class ModelOptions:
         str | None, option("--cache-dtype", metavar="auto|float32|bfloat16|int8", help="Of the KV cache.")
     ] = None
     threads: Annotated[
-        int | None, option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
+        int | None,
+        option("--threads", min=1, help="CPU threads; else QVL_THREADS, OMP_NUM_THREADS, or one a core."),
     ] = None
     no_memory_check: Annotated[
         bool, option("--no-memory-check", help="Run even if it looks too big for the memory.")

@@ -28,7 +28,7 @@ class PlanOptions:
     panel: ClassVar[str] = "Plan"
 
     profile: Annotated[
-        str, option("--profile", metavar="NAME|FILE", help="Of infer or finetune; 'qvl profiles' lists them.")
+        str, option("--profile", metavar="NAME|FILE", help="Of infer or finetune, see 'qvl profiles'; 72b without it.")
     ] = "72b"
     settings: Annotated[list[str], option("--set", metavar="KEY=VALUE", help="Any key of the profile. Repeatable.")] = (
         field(default_factory=list)

@@ -51,7 +51,8 @@ class QuantizeOptions:
     ] = None
     force: Annotated[bool, option("--force", help="Replace a folder that this command wrote before.")] = False
     threads: Annotated[
-        int | None, option("--threads", min=1, help="CPU threads; else QVL_THREADS, else one for each core.")
+        int | None,
+        option("--threads", min=1, help="CPU threads; else QVL_THREADS, OMP_NUM_THREADS, or one a core."),
     ] = None
     quiet: Annotated[bool, option("--quiet", "-q", help="No progress and no remarks.")] = False
     debug: Annotated[bool, option("--debug", help="Show the traceback of an error; so does QVL_DEBUG=1.")] = False
@@ -59,7 +60,7 @@ class QuantizeOptions:
 
 @flattened
 def quantize(options: QuantizeOptions) -> None:
-    """Write a checkpoint with its weights quantised, for CPUs, and print the folder's name."""
+    """Write a checkpoint with its weights in bfloat16, int8 or int4, and print the folder's name."""
     if not options.model:
         raise UsageError("which model? qvl quantize MODEL -o DIR")
     if options.out is None:
