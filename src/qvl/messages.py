@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from qvl.errors import UsageError, suggest
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PILImage
@@ -89,11 +91,19 @@ def _rooted_path(source: object, root: Path) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. loss: whether training learns it; only means something for an assistant's turn."""
+    """One turn. loss: whether training learns it; only means something for an assistant's turn.
+
+    Raises UsageError for a role that is none of ROLES: in a prompt it would be a speaker whom no model knows.
+    """
 
     role: Role
     parts: tuple[Part, ...]
     loss: bool = True
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            near = suggest(self.role, ROLES) if isinstance(self.role, str) else ""
+            raise UsageError(f"unknown role {self.role!r}{near or '; expected ' + ', '.join(ROLES)}")
 
     @staticmethod
     def of(role: Role, *content: str | Part) -> Message:

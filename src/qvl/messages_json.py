@@ -21,7 +21,9 @@ _PLACE = "{}"
 
 
 def as_messages(messages: Sequence[Message] | Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Records as they are, dictionaries read by `parse_messages`."""
+    """Records as they are, dictionaries read by `parse_messages`. Raises UsageError, also for a mix of both."""
+    if not messages:
+        raise UsageError("messages: there are no messages")
     if all(isinstance(message, Message) for message in messages):
         return tuple(message for message in messages if isinstance(message, Message))
     return parse_messages(list(messages), "messages")
@@ -149,17 +151,21 @@ def _part_type(part: Mapping[Any, Any], where: str) -> str:
     return str(kind)
 
 
-def _image_source(source: object, kind: str, where: str) -> str:
-    if not isinstance(source, str) or not source:
+def _image_source(source: Any, kind: str, where: str) -> ImageSource:
+    """Text, which is all that JSON has; or the thing itself, which Qwen's examples in Python give."""
+    # A PIL image and an array both have the interface of arrays; neither need be imported to know it.
+    itself = isinstance(source, (Path, bytes)) or hasattr(source, "__array_interface__")
+    if not itself and (not isinstance(source, str) or not source):
         raise UsageError(f"{where}: {kind} must be a path, a URL or a data: URI, not {_kind(source)}")
-    return source
+    found: ImageSource = source
+    return found
 
 
-def _video(part: Mapping[Any, Any], kind: str, source: object, where: str) -> Video:
+def _video(part: Mapping[Any, Any], kind: str, source: Any, where: str) -> Video:
     frames: VideoSource
     if isinstance(source, list) and source:
         frames = tuple(_image_source(frame, f"{kind} frame {index}", where) for index, frame in enumerate(source))
-    elif isinstance(source, str) and source:
+    elif isinstance(source, (str, Path, bytes)) and source:
         frames = source
     else:
         raise UsageError(f"{where}: {kind} must be a path, a URL, a data: URI or a list of frames, not {_kind(source)}")
@@ -192,9 +198,11 @@ def _check_keys(item: Mapping[Any, Any], known: Sequence[str], where: str) -> No
 
 def _kind(value: object) -> str:
     names = {type(None): "nothing", bool: "true or false", str: "text", dict: "an object", list: "a list"}
-    if value in ("", []):
+    if isinstance(value, (str, list)) and not value:
         return "nothing"
-    return names.get(type(value), "a number")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "a number"
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _content_to_json(parts: Sequence[Part]) -> str | list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from qvl.model.checkpoint import list_tensors
 from qvl.model.checkpoint_writer import STORED_NAMES
 from qvl.model.merge import merge_adapter
 from qvl.model.safetensors_io import SafetensorsFile, bfloat16_to_float32
+from qvl.runtime import merging
 from tests.conftest import CheckpointOf
 from tests.golden import MEDIA, load_case
 from tests.golden.cases import VARIANTS
@@ -210,3 +211,12 @@ def test_a_base_that_is_not_here(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "which adapter?" in capfd.readouterr().err
     assert main(["merge-lora", str(tmp_path / "none")]) == 1
     assert "no such adapter folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_merge_that_is_compared_sees_what_an_adapter_of_the_tower_does(
+    dtype: str | None, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """One engine answers for base and adapter: the features of one must not answer for the other."""
+    found = merging.merge(tiny_checkpoint, ADAPTERS / "visual", tmp_path / "out", dtype=dtype)
+    assert found is not None and found.moved > 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,26 @@ def test_a_conversation_may_be_dictionaries_as_other_libraries_have_it(engine: E
     assert dictionaries.input_ids.tolist() == engine.prompt(records).input_ids.tolist()
     with pytest.raises(UsageError, match="unknown role 'usr'"):
         engine.prompt([{"role": "usr", "content": "Hi"}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"quantize": "Int8"}, "quantize is 'Int8'"), ({"template": "Chat"}, "template"), ({"max_context": -3}, "-3")],
+)
+def test_a_profile_made_by_hand_is_looked_at(tiny_checkpoint: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"Profile: .*{words}"):
+        Engine.open(Profile(model=str(tiny_checkpoint), **changes))
+
+
+def test_weights_are_saved_in_a_dtype_that_there_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    engine = Engine.open(Profile(model=str(tiny_checkpoint)))
+    with pytest.raises(UsageError, match="dtype is 'bf16'; expected one of float32, float16, bfloat16"):
+        engine.save(tmp_path / "out", dtype="bf16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pixels_are_let_go_of_once_they_were_run(tiny_checkpoint: Path) -> None:
+    engine = Engine.load(Profile(model=str(tiny_checkpoint), device="cpu"))
+    prompt = engine.prompt([Message.of("user", Image(np.zeros((56, 56, 3), np.uint8)), "Hi")])
+    answering = engine.begin(prompt, Sampling(max_new_tokens=4))
+    assert prompt.visions[0].patches.size and not answering.prompt.visions[0].patches.size

@@ -86,3 +86,15 @@ def test_a_batch_encodes_a_picture_that_all_ask_about_once(tiny_checkpoint: Path
     answers = [finished.answer for finished in engine.serve(asked, batch_size=2)]
     assert sum(answer.stats.encoded_visions for answer in answers if answer) == 1
     assert sum(answer.stats.reused_visions for answer in answers if answer) == 4
+
+
+def test_a_picture_that_two_threads_ask_for_at_once_is_kept_once() -> None:
+    cache = FeatureCache(250)
+
+    def encode_after_another(asked: Vision) -> paddle.Tensor:
+        cache.get(asked, encode)
+        return encode(asked)
+
+    for value in range(6):
+        cache.get(vision(value), encode_after_another)
+        assert cache.held_bytes == 100 * len(cache) <= cache.limit_bytes

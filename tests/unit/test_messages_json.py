@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from qvl.errors import UsageError
-from qvl.messages import Image, Message, Text, Video
-from qvl.messages_json import interleave, messages_from_text, parse_messages, to_json
+from qvl.messages import Image, ImageSource, Message, Text, Video
+from qvl.messages_json import as_messages, interleave, messages_from_text, parse_messages, to_json
 
 
 def one(part: dict[str, Any]) -> Any:
@@ -172,3 +174,33 @@ def test_interleaving(prompt: str, media: tuple[Any, ...], expected: tuple[Any, 
 def test_places_and_media_have_to_be_as_many() -> None:
     with pytest.raises(UsageError, match=r"3 places \{\} for 2 pictures and clips"):
         interleave("{} {} {}", (A, B))
+
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize("image", [PIXELS, PILImage.fromarray(PIXELS), Path("a.png"), b"bytes"], ids=type)
+def test_from_python_a_picture_may_be_the_thing_itself(image: ImageSource) -> None:
+    content = [{"type": "image", "image": image}, {"type": "video", "video": [image, image]}]
+    (message,) = as_messages([{"role": "user", "content": content}])
+    picture, clip = message.parts
+    assert isinstance(picture, Image) and picture.source is image
+    assert isinstance(clip, Video) and isinstance(clip.source, tuple) and clip.source[1] is image
+
+
+@pytest.mark.parametrize(("image", "kind"), [(3, "a number"), ({1}, "a set"), ("", "nothing"), ([], "nothing")])
+def test_what_is_no_picture_is_called_what_it_is(image: object, kind: str) -> None:
+    with pytest.raises(UsageError, match=f"image must be a path, a URL or a data: URI, not {kind}"):
+        as_messages([{"role": "user", "content": [{"type": "image", "image": image}]}])
+
+
+def test_no_messages_are_no_conversation() -> None:
+    with pytest.raises(UsageError, match="there are no messages"):
+        as_messages([])
+
+
+def test_a_record_has_a_role_that_models_know() -> None:
+    with pytest.raises(UsageError, match=r"unknown role 'System'.* 'system'"):
+        Message.of("System", "Be brief.")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected system, user, assistant"):
+        Message("speaker of the house", ())  # type: ignore[arg-type]

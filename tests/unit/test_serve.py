@@ -259,3 +259,25 @@ def test_a_batch_of_no_places_is_refused_and_one_of_no_requests_is_empty(engine:
 def test_a_bad_conversation_in_a_plain_batch_is_raised(engine: Engine) -> None:
     with pytest.raises(QvlError, match="no/such"):
         engine.generate_batch([[Message.of("user", "Hi")], [Message.of("user", Image("/no/such.png"))]])
+
+
+def test_closing_does_not_wait_for_what_is_being_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a picture from a server that has gone silent."""
+    reading, over = threading.Event(), threading.Event()
+    real = engine.laid_out
+
+    def slow(conversation: Any) -> Any:
+        if conversation == "slow":
+            reading.set()
+            over.wait(60)
+            return real([Message.of("user", "Hi")])
+        return real(conversation)
+
+    monkeypatch.setattr(engine, "laid_out", slow)
+    made: list[Any] = [*requests(1), Request("slow", "slow", Sampling(2)), Request("never", "never", Sampling(2))]  # type: ignore[arg-type]
+    results = engine.serve(made, batch_size=1)
+    assert next(results).key == 0 and reading.wait(60)
+    begun = time.monotonic()
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begun < 30
+    over.set()

@@ -13,6 +13,7 @@ from qvl.errors import ContextLimitError, MemoryLimitError, UsageError
 from qvl.messages import Image, Message
 from qvl.profile import Profile
 from qvl.runtime import memory
+from qvl.runtime.cache import cache_bytes
 from qvl.runtime.engine import Engine
 from qvl.runtime.records import Chunk, Sampling, Stats
 from qvl.runtime.session import Session
@@ -292,3 +293,24 @@ def test_the_chunks_of_a_session_are_those_of_the_engine(engine: Engine) -> None
 
     sampling = Sampling(16, speculate="on")
     assert plain(list(Session(engine).stream(talk, sampling))) == plain(list(engine.stream(talk, sampling)))
+
+
+def test_memory_that_was_set_aside_and_never_written_to_is_not_free(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of 500 tokens was allowed for and ended after one: the rest still looks free to the machine."""
+    session = Session(engine)
+    talk = [Message.of("user", "Hi")]
+    ends = engine.generate(talk, SHORT).token_ids[0]
+    monkeypatch.setattr(engine, "generation", engine.generation.ending(ends))
+    (*_, last) = session.stream(talk, Sampling(max_new_tokens=500))
+    assert last.finish_reason == "stop"
+    prompt = engine.prompt(talk)
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(engine, "check_memory", lambda *_, promised=0, **__: asked.update(promised=promised))
+    token = cache_bytes(engine.config, 1, "float32")
+    written = len(prompt)
+    session.check_memory(prompt, Sampling(max_new_tokens=500))
+    assert asked["promised"] == token * (len(prompt) + 500 - written)
+    session.check_memory(prompt, Sampling(max_new_tokens=100))
+    assert asked["promised"] == token * (len(prompt) + 100 - written)

@@ -186,7 +186,9 @@ class SamplingOptions:
     panel: ClassVar[str] = "Answer"
 
     max_new_tokens: Annotated[int | None, option("--max-new-tokens", min=1, help="End after this many tokens.")] = None
-    min_new_tokens: Annotated[int | None, option("--min-new-tokens", min=0, help="Do not end before.")] = None
+    min_new_tokens: Annotated[
+        int | None, option("--min-new-tokens", min=0, help="The end token is not drawn before.")
+    ] = None
     temperature: Annotated[float | None, option("--temperature", help="0 is greedy; else 0.001 to 100.")] = None
     top_p: Annotated[float | None, option("--top-p", help="Nucleus; 1 is off.")] = None
     top_k: Annotated[int | None, option("--top-k", help="The k likeliest; 0 is off, 1 is greedy.")] = None

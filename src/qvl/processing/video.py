@@ -233,6 +233,7 @@ def _from_list(
         if resized is None:
             _check_total(part, (count, image.height, image.width), options, image_options, name)
             resized = np.empty((count, image.height, image.width, 3), np.uint8)
-        resized[index:] = np.asarray(image)  # to the end: an odd count repeats its last
+        resized[index] = np.asarray(image)
     assert resized is not None
+    resized[len(sources) :] = resized[len(sources) - 1]  # an odd count repeats its last
     return resized, (first[1], first[0])

@@ -8,6 +8,7 @@ for chunk in engine.stream([Message.of("user", Image("photo.jpg"), "Describe thi
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from qvl.messages import Message  # noqa: E402
 from qvl.messages_json import as_messages  # noqa: E402
 from qvl.model.adapter import Adapter, open_adapters  # noqa: E402
 from qvl.model.adapter_config import AdapterRequest  # noqa: E402
+from qvl.model.checkpoint_writer import STORED_NAMES  # noqa: E402
 from qvl.model.config import ModelConfig  # noqa: E402
 from qvl.model.device import Placement, place  # noqa: E402
 from qvl.model.quantization import Quantization, chosen_quantization  # noqa: E402
@@ -61,7 +63,10 @@ Conversation = Messages | Prompt
 
 
 class Engine:
-    """A loaded model with its processor. Holds no conversation: every call starts from what it is given."""
+    """A loaded model with its processor. Holds no conversation: every call starts from what it is given.
+
+    One thread at a time computes with it: Paddle's device and whether there are gradients are the process's.
+    """
 
     def __init__(
         self, profile: Profile, folder: Path, processor: Processor, generation: GenerationConfig, placement: Placement
@@ -111,6 +116,8 @@ class Engine:
             raise UsageError("settings go with a profile's name; a Profile has `revised`")
         changes = {"model": model and str(model), "device": device, "dtype": dtype, "quantize": quantize}
         changes["devices"] = devices
+        # A Profile that was made by hand was not looked at yet: a misspelt width, say, would quantise nothing.
+        chosen = chosen.revised(asdict(chosen), "Profile")
         chosen = chosen.revised({name: value for name, value in changes.items() if value is not None}, "Engine")
         placement = place(chosen_device(chosen), chosen.dtype)
         folder = locate(chosen.model)
@@ -163,8 +170,11 @@ class Engine:
     def save(self, folder: str | Path, *, dtype: str = "bfloat16") -> None:
         """Write the model as a Hugging Face folder, which transformers loads too. dtype: of the stored weights.
 
-        Raises CheckpointError when the folder is already there, UsageError with adapters or quantised weights.
+        Raises CheckpointError when the folder is already there, UsageError with adapters or quantised weights and for
+        another dtype.
         """
+        if dtype not in STORED_NAMES:
+            raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(STORED_NAMES)}")
         if self.quantization is not None:
             raise UsageError("quantised weights are written by 'qvl quantize'")
         if self.adapters:
@@ -242,8 +252,7 @@ class Engine:
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Chunk]:
         """Answer, a chunk for each step; the last one has the finish reason and the figures."""
-        prompt = self.laid_out(conversation)
-        yield from self.chunks(self.begin(prompt, sampling or self.sampling()))
+        yield from self.chunks(self.begin(self.laid_out(conversation), sampling or self.sampling()))
 
     def next_logits(self, conversation: Conversation) -> npt.NDArray[np.float32]:
         """Logits of the token that would follow the prompt, float32 [vocab_size]."""
@@ -261,15 +270,16 @@ class Engine:
     def generate_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Answer]:
         """Answer several conversations together; each gives what it gives alone. Raises the first error of any."""
         settings = sampling or self.sampling()
-        prompts = [self.laid_out(conversation) for conversation in conversations]
-        requests = (Request(number, prompt, settings) for number, prompt in enumerate(prompts))
+        count = len(conversations)
+        prompts = deque(self.laid_out(conversation) for conversation in conversations)  # given away one by one
+        requests = (Request(number, prompts.popleft(), settings) for number in range(count))
         answers: dict[object, Answer] = {}
-        for finished in self.serve(requests, batch_size=max(1, len(prompts)), check_memory=False):
+        for finished in self.serve(requests, batch_size=max(1, count), check_memory=False):
             if finished.error is not None:
                 raise finished.error
             assert finished.answer is not None
             answers[finished.key] = finished.answer
-        return [answers[number] for number in range(len(prompts))]
+        return [answers[number] for number in range(count)]
 
     def serve(
         self, requests: Iterable[Request | None], *, batch_size: int, check_memory: bool = True
@@ -295,16 +305,20 @@ class Engine:
             return self.body.cache(capacity, self.cache_dtype)
 
     def begin(self, prompt: Prompt, sampling: Sampling, cache: SequenceCache | None = None) -> Answering:
-        """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt."""
+        """Run a prompt and draw the first token. cache: one that holds a beginning of the prompt.
+
+        What is given back has no pixels any more, which take more memory than all else of a long clip.
+        """
         room, eos = self.room(prompt, sampling), self.generation.eos_token_ids
+        writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         sampler = Sampler(sampling, prompt.input_ids.tolist(), eos)
         cache = self.cache(len(prompt) + room) if cache is None else cache
         with self.computing():
             prefilled = prefill(self.body.runner, prompt, cache, self.features)
-        writer = AnswerWriter(self.processor.tokenizer, sampling, eos, room)
         pads = (self.config.image_token_id, self.config.video_token_id)
         lookup = Lookup(prompt.input_ids, room, never=pads, last=eos)
-        return Answering(prompt, prefilled, cache, sampler, writer, Drafts(lookup, Speculation(sampling, self.costs)))
+        drafts = Drafts(lookup, Speculation(sampling, self.costs))
+        return Answering(prompt.without_patches(), prefilled, cache, sampler, writer, drafts)
 
     def step(self, going: Sequence[Answering]) -> None:
         """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""

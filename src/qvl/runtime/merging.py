@@ -122,11 +122,15 @@ def _rounded(values: npt.NDArray[np.float32], stored: str) -> npt.NDArray[np.flo
 
 
 def _open(folder: Path, layout: Layout | None = None) -> Engine:
-    """A model in float32 with its weights. Raises QvlError that says how to do without."""
+    """A model in float32 with its weights. Raises QvlError that says how to do without.
+
+    It keeps no features of pictures: those of one tower would answer for another, whose weights were changed.
+    """
     from qvl.runtime.engine import Engine
 
+    profile = Profile(model=str(folder), dtype="float32", weight_layout=layout or "auto", feature_cache_mib=0)
     try:
-        return Engine.load(Profile(model=str(folder), dtype="float32", weight_layout=layout or "auto"))
+        return Engine.load(profile)
     except QvlError as error:
         raise type(error)(f"{error} (--no-check merges without comparing answers)") from None
 

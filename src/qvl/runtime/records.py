@@ -21,7 +21,8 @@ class Sampling:
 
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     repetition_penalty: over prompt and answer, 1 is off. seed: None draws a fresh one.
-    stop: strings that end the answer and are not part of it.
+    min_new_tokens: as long as there are fewer, the end token is not drawn; a stop string ends the answer all the same.
+    stop: strings that end the answer and are not part of it; a special token, such as "<|box_end|>", by itself.
     stop_loops: end an answer that repeats the same tokens over and over, and keep one instance of them.
     speculate: draft tokens by looking up what came before, and let the model check several at once; the tokens stay
     those of the model. "on" drafts whenever there is something to look up, "auto" for greedy answers while it pays.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ __all__ = ["Finished", "Request", "serve"]
 
 # Requests whose media are read before there is a place for them. Pixels are large: a long clip takes hundreds of MB.
 _AHEAD = 2
+_LINGER = 1.0  # seconds that the thread has to notice that nothing more is wanted
 _PATIENCE = 0.02  # seconds until requests that had nothing yet are asked again, when nothing else is to be done
 
 
@@ -58,7 +61,10 @@ class _Reader:
         self._requests = iter(requests)
         self._over = False
         self._read: deque[_Read] = deque()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="qvl-read")
+        self._wanted: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
+        # An executor's thread would be waited for at the end, up to the time limit of a dead connection.
+        self._thread = threading.Thread(target=self._work, name="qvl-read", daemon=True)
+        self._thread.start()
 
     def head(self, *, wait: bool) -> _Read | None:
         """The next request if it is read, or if `wait`, in any case; None also when there are no more."""
@@ -78,7 +84,8 @@ class _Reader:
                 break
             if request is None:
                 return False
-            self._read.append(_Read(request, self._pool.submit(self._engine.laid_out, request.conversation)))
+            self._read.append(_Read(request, Future()))
+            self._wanted.put(self._read[-1])
         return True
 
     def pop(self) -> None:
@@ -86,7 +93,23 @@ class _Reader:
         self._read.popleft()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Have the thread end; one that is in the middle of reading is left to find it out by itself."""
+        for read in self._read:
+            read.prompt.cancel()
+        self._wanted.put(None)
+        self._thread.join(_LINGER)
+
+    def _work(self) -> None:
+        while (read := self._wanted.get()) is not None:
+            if read.prompt.set_running_or_notify_cancel():
+                self._lay_out(read)
+            del read  # with its pixels, while there is nothing to do
+
+    def _lay_out(self, read: _Read) -> None:
+        try:
+            read.prompt.set_result(self._engine.laid_out(read.request.conversation))
+        except BaseException as error:
+            read.prompt.set_exception(error)
 
 
 def serve(
@@ -146,7 +169,6 @@ def _join(engine: Engine, read: _Read, going: list[_Running], check_memory: bool
         answering = engine.begin(prompt, read.request.sampling)
     except QvlError as error:
         return Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), error)
-    answering.prompt = prompt.without_patches()
     running = _Running(read.request.key, answering)
     if running.done:
         return running.finished(engine)

@@ -48,6 +48,7 @@ class Session:
         self._cache: SequenceCache | None = None
         self._held = _NOTHING
         self._answering: Answering | None = None
+        self._written = 0  # tokens that the cache has held at most, in the memory it has now
         self._turn = 0
 
     @property
@@ -58,7 +59,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything and give the memory back."""
         self._turn += 1
-        self._answering, self._cache, self._held = None, None, _NOTHING
+        self._answering, self._cache, self._held, self._written = None, None, _NOTHING, 0
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Chunk]:
         """Answer as `Engine.stream` does. May be closed or interrupted at any point: what was run stays good.
@@ -73,6 +74,7 @@ class Session:
         turn = self._turn
         cache = self._prepare(prompt, engine.room(prompt, settings))
         self._answering = answering = engine.begin(prompt, settings, cache)
+        del prompt  # with its pixels
         for chunk in engine.chunks(answering):
             yield chunk
             if chunk.finish_reason is None and self._turn != turn:
@@ -80,8 +82,15 @@ class Session:
 
     def check_memory(self, prompt: Prompt, sampling: Sampling) -> None:
         """As `Engine.check_memory`, with what this session holds taken into account."""
-        common, capacity = self._common(prompt), 0 if self._cache is None else self._cache.capacity
-        self._engine.check_memory(prompt, sampling, held=(common, capacity))
+        cache = self._cache
+        if cache is None:
+            self._engine.check_memory(prompt, sampling)
+            return
+        # Of what was set aside for it, the machine has given no more than was ever written to; the rest looks free.
+        written = max(self._written, len(cache))
+        wanted = min(len(prompt) + self._engine.room(prompt, sampling), cache.capacity)
+        promised = cache.untouched * max(0, wanted - written) // max(1, cache.capacity - len(cache))
+        self._engine.check_memory(prompt, sampling, promised=promised, held=(self._common(prompt), cache.capacity))
 
     def _common(self, prompt: Prompt) -> int:
         """How many tokens the prompt can keep. The last one always is run, for the logits behind it."""
@@ -92,10 +101,13 @@ class Session:
         common = self._common(prompt)
         if self._cache is None:
             self._cache = self._engine.cache(len(prompt) + room)
+        self._written = max(self._written, len(self._cache))
         self._cache.truncate(common)
         self._held = _first(self._held, common)
-        with self._engine.computing():
-            self._cache.reserve(len(prompt) + room)
+        if len(prompt) + room > self._cache.capacity:
+            with self._engine.computing():
+                self._cache.reserve(len(prompt) + room)
+            self._written = common
         # From here on it is this prompt that is being written; what of it is there is counted by `_current`.
         self._held = _holding(prompt, self._engine.config)
         return self._cache

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from qvl.errors import UsageError
 from qvl.processing.tokenizer import Tokenizer
 from qvl.runtime.loops import LoopWatch
+from qvl.runtime.marks import with_marks
 from qvl.runtime.records import FinishReason, Sampling
 from qvl.runtime.stop import StopText
 
 
 class AnswerWriter:
-    """One answer. Push tokens until `finish_reason` is set.
+    """One answer. Push tokens until `finish_reason` is set. A stop string may be a special token, such as a mark.
+
+    Raises UsageError for one that has a special token beside other text: in text there are none.
 
     token_ids: those pushed, less what a loop repeated. certain: how many of them will stay, whatever comes.
     text: of the tokens that are certain, as far as it can be no part of a stop string.
@@ -24,8 +28,12 @@ class AnswerWriter:
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream()
-        self._stop = StopText(sampling.stop)
-        self._eos_ids = eos_ids
+        special = tokenizer.special
+        self._stop = StopText([stop for stop in sampling.stop if stop not in special])
+        self._ends_it = frozenset(eos_ids) | {special[stop] for stop in sampling.stop if stop in special}
+        for stop in sampling.stop:
+            if stop not in special and (inside := next((name for name in special if name in stop), None)):
+                raise UsageError(f"stop text {stop!r}: {inside} is a token of its own and no text; stop at it alone")
         self._min_new_tokens = sampling.min_new_tokens
         self._max_new_tokens = max_new_tokens
         self._watch = LoopWatch() if sampling.stop_loops else None
@@ -37,7 +45,7 @@ class AnswerWriter:
         self.token_ids.append(token)
         self._whole += self._stop.push(self._decoder.push([token]))
         self._ends.append(len(self._whole))
-        if self._stop.hit or token in self._eos_ids:
+        if self._stop.hit or token in self._ends_it:
             return self._finish("stop")
         if self._watch is not None:
             self._watch.push(token)
@@ -55,11 +63,12 @@ class AnswerWriter:
 
     @property
     def marked_text(self) -> str:
-        """The answer with its special tokens, without the one that ends it."""
+        """The answer with its special tokens, without the one or the stop string that ends it."""
         ids = self.token_ids
-        if ids and ids[-1] in self._eos_ids:
+        if ids and ids[-1] in self._ends_it:
             ids = ids[:-1]
-        return self._tokenizer.decode(ids, keep_special=True)
+        marked = self._tokenizer.decode(ids, keep_special=True)
+        return with_marks(marked, self.text, self._tokenizer.special) if self._stop.hit else marked
 
     def _finish(self, reason: FinishReason) -> str:
         """No more tokens come. A stop string completed by what was held back still ends the text before it."""

@@ -15,7 +15,7 @@ from qvl.cli.chat import clipboard, editor
 from qvl.cli.chat.completion import offers
 from qvl.cli.chat.history import KeptHistory, history_file
 from qvl.cli.chat.interrupt import stopping
-from qvl.cli.chat.model import Memory, with_marks
+from qvl.cli.chat.model import Memory
 from qvl.cli.chat.plain import aligned, is_open
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image
@@ -168,20 +168,6 @@ def test_an_editor_changes_a_text_or_gives_it_up(tool: Tool, tmp_path: Path, mon
     tool("ed", "exit 1")
     assert editor.edited("text") is None
     assert not list(tmp_path.glob("qvl-*"))
-
-
-@pytest.mark.parametrize(
-    ("marked", "text", "expected"),
-    [
-        ("plain", "plain", "plain"),
-        ("", "", ""),
-        ("a <|box_start|>(1,2),(3,4)<|box_end|> b", "a (1,2),(3,4) b", "a <|box_start|>(1,2),(3,4)<|box_end|> b"),
-        ("a <|box_start|>(1,2)<|box_end|> STOP", "a (1,2)", "a <|box_start|>(1,2)<|box_end|>"),
-        ("one STOP <|box_start|>x", "one ", "one "),
-    ],
-)
-def test_an_answer_keeps_its_marks_up_to_where_its_text_ends(marked: str, text: str, expected: str) -> None:
-    assert with_marks(marked, text) == expected
 
 
 def test_pictures_are_remembered_up_to_a_limit() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,6 +16,7 @@ from qvl.processing.prompt import Prompt, Vision
 from qvl.processing.template import GROUNDING_MARKS, Slot, Words
 from qvl.processing.template import render as lay_out
 from qvl.profile import list_profiles
+from qvl.runtime.marks import with_marks
 
 if TYPE_CHECKING:
     from qvl.runtime.engine import Engine
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Patches of this much stay in memory, so that a picture is not decoded again at every turn. A clip of the greatest
 # length that Qwen2-VL takes is 450 MiB.
 REMEMBERED_BYTES = 512 << 20
-_MARKS = re.compile("|".join(map(re.escape, GROUNDING_MARKS)))
 
 
 class Memory:
@@ -181,7 +180,7 @@ class ChatModel:
 
     def history(self, token_ids: Sequence[int], text: str) -> str:
         """An answer as later turns give it back: its text, with the grounding marks that stood in it."""
-        return with_marks(self._engine.marked_text(self._kept(token_ids)), text)
+        return with_marks(self._engine.marked_text(self._kept(token_ids)), text, GROUNDING_MARKS)
 
     def _kept(self, token_ids: Sequence[int]) -> list[int]:
         """The ids without the special tokens that no history has."""
@@ -194,17 +193,6 @@ class ChatModel:
         shared = {entry.name: getattr(engine.processor, entry.name) for entry in fields(Processor)}
         self._processor = engine.processor = RememberingProcessor(**shared)
         return engine
-
-
-def with_marks(marked: str, text: str) -> str:
-    """As much of a marked text as `text` has of it: a stop text ends an answer before its last tokens do."""
-    end = taken = 0
-    for mark in _MARKS.finditer(marked):
-        plain = mark.start() - end
-        if taken + plain > len(text):
-            break
-        taken, end = taken + plain, mark.end()
-    return marked[: end + len(text) - taken] if marked else text
 
 
 def profile_names() -> list[str]:
