@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
+from qvl.cgroup import cgroup_memory as cgroup_memory  # also had from here
+from qvl.cgroup import cpu_quota as cpu_quota
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 # The extensions that matter to arithmetic, as the Linux kernel names them and as people do, narrow to wide.
@@ -103,51 +105,11 @@ def allowed_threads() -> int:
         return os.cpu_count() or 1
 
 
-def cpu_quota(root: Path = CGROUP) -> float | None:
-    """How many CPUs' worth of time the control group grants (version 2, then 1); None when it does not say."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    try:
-        share = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
-        return None
-    return share if share > 0 else None  # -1: no limit
-
-
 def physical_cores() -> int:
     """Cores this process may use, hyper-threads counted once and no more than the control group's time is worth."""
     allowed, quota = allowed_threads(), cpu_quota()
     cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
     return max(1, min(cores, math.ceil(quota)) if quota is not None else cores)
-
-
-def cgroup_memory(root: Path = CGROUP) -> tuple[int, int] | None:
-    """The control group's limit and what is taken of it, in bytes (version 2, then 1); None without a limit."""
-    for limit, used, prefix in (
-        ("memory.max", "memory.current", ""),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
-    ):
-        try:
-            most, taken = int((root / limit).read_text()), int((root / used).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return most, max(0, taken - _page_cache((root / limit).with_name("memory.stat"), prefix))
-    return None
-
-
-def _page_cache(path: Path, prefix: str) -> int:
-    """Bytes of files that the kernel keeps while nobody else wants the memory. They count as used by the group."""
-    try:
-        figures = dict(line.split() for line in path.read_text().splitlines())
-        return sum(int(figures.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
-    except (OSError, ValueError):
-        return 0
 
 
 def _cpuinfo(*keys: str) -> str:

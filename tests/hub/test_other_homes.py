@@ -84,6 +84,17 @@ def test_a_home_that_may_not_be_looked_into_is_passed_over(home: Path, closed: C
     assert find(MODEL) is None and list_models() == ()
 
 
+def test_the_cache_of_another_tool_that_may_not_be_looked_into_is_passed_over(
+    home: Path, run: Run, closed: Callable[[Path], None]
+) -> None:
+    cache = home / ".cache" / "modelscope"
+    cache.mkdir(parents=True)
+    closed(cache)
+    assert run("--verify", "2b")[0] == 1
+    code, _, err = run("--rm", "2b")
+    assert code != 0 and "foreseen" not in err
+
+
 def test_a_store_of_the_users_own_that_may_not_be_looked_into_is_an_error(
     home: Path, closed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

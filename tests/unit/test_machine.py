@@ -88,3 +88,42 @@ def test_a_processor_is_named_with_what_it_can(tmp_path: Path, monkeypatch: pyte
     assert (machine.cpu().model, machine.cpu().extensions) == ("A board", ("NEON", "DOTPROD"))
     info.unlink()
     assert machine.cpu().extensions is None and machine.cpu().model
+
+
+def laid_out(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_groups_above_have_a_say_as_well(version: int, tmp_path: Path) -> None:
+    """A job of a cluster on bare metal: nothing is said at the root, and the step has less than the job, or more."""
+    if version == 2:
+        files = {
+            "job/memory.max": "9000\n",
+            "job/memory.current": "5000\n",
+            "job/cpu.max": "400000 100000\n",
+            "job/step/memory.max": "max\n",
+            "job/step/memory.current": "10\n",
+            "job/step/cpu.max": "max 100000\n",
+            "own": "0::/job/step\n",
+        }
+    else:
+        files = {
+            "memory/job/memory.limit_in_bytes": "9000\n",
+            "memory/job/memory.usage_in_bytes": "5000\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "memory/memory.usage_in_bytes": "5010\n",
+            "cpu/job/cpu.cfs_quota_us": "400000\n",
+            "cpu/job/cpu.cfs_period_us": "100000\n",
+            "cpu/cpu.cfs_quota_us": "-1\n",
+            "cpu/cpu.cfs_period_us": "100000\n",
+            "own": "5:cpu,cpuacct:/job/step\n4:memory:/job/step\n0::/\n",
+        }
+    root = laid_out(tmp_path, files)
+    assert machine.cgroup_memory(root, root / "own") == (9000, 5000)
+    assert machine.cpu_quota(root, root / "own") == 4.0
+    (root / "own").write_text("0::/../elsewhere\n")
+    assert machine.cpu_quota(root, root / "own") is None

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from pathlib import Path
 
 from qvl.bench.records import Watcher
@@ -17,6 +16,7 @@ from qvl.hub.random_checkpoint import GENERATOR_VERSION, Dtype, write_checkpoint
 from qvl.model.config import ModelConfig
 from qvl.model.foreign import published_foreign
 from qvl.model.shapes import parameter_shapes, published_config
+from qvl.model.unfinished import remove_left_over, unfinished
 
 _GIB = 1024**3
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,6 +70,7 @@ def random_folder(model: str, config: ModelConfig, watcher: Watcher) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(folder)
         free = shutil.disk_usage(folder.parent).free
         if free < size * 1.02:
             raise MemoryLimitError(
@@ -79,8 +80,7 @@ def random_folder(model: str, config: ModelConfig, watcher: Watcher) -> Path:
         what = f"{size / _GIB:.1f} GiB of random weights"
         watcher.note(f"{what} are written to {folder} once; remove it when you are done")
         watcher.say(f"writing {what}")
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with unfinished(folder) as making:
             write_checkpoint(making, config, dtype=_dtype(config))
             making.chmod(0o755)
             try:
@@ -88,8 +88,6 @@ def random_folder(model: str, config: ModelConfig, watcher: Watcher) -> Path:
             except OSError:
                 if not folder.is_dir():  # else another process was first, with the same content
                     raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error}); set QVL_HOME") from None
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from qvl.cli import render
+from qvl.cli.ending import cleaning_up
 from qvl.cli.infer import chosen_profile
 from qvl.cli.options import MediaOptions, ModelOptions, flattened, option
 from qvl.cli.paths import check_file, check_plot, local
@@ -133,7 +133,7 @@ def bench(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOpt
     """Time a model, or each native op, on this machine: medians of several samples, with least and most."""
     if output.quiet:
         warnings.simplefilter("ignore")
-    with render.manners(render.AnswerWriter(silent=True)), _cleaning_up():
+    with render.manners(render.AnswerWriter(silent=True)), cleaning_up():
         _check_output(output)
         if what.what not in (None, _OPS):
             raise UsageError(f"'{what.what}' cannot be timed; only 'ops' can be named{suggest(what.what, [_OPS])}")
@@ -142,20 +142,6 @@ def bench(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOpt
         else:
             record = _time_model(what, model, peer, ops, output.quiet)
         _report(record, output)
-
-
-@contextmanager
-def _cleaning_up() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, with the sides' processes and the files made for them."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _time_model(what: WhatOptions, model: ModelOptions, peer: PeerOptions, ops: OpsOptions, quiet: bool) -> Record:

@@ -207,7 +207,9 @@ def _list(options: DownloadOptions, output: DownloadOutput) -> None:
         render.json_object({"models": [{**vars(model), "folder": str(model.folder)} for model in models]})
         return
     if not models:
-        render.note("no models here; 'qvl download 2b' gets the smallest", output.quiet)
+        named = ", ".join(options.names)
+        wish = f"{named}: not here" if named else "no models here; 'qvl download 2b' gets the smallest"
+        render.note(wish, output.quiet)
         return
     rows = [_HEADINGS, *(_row(model) for model in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]

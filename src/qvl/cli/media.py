@@ -20,8 +20,16 @@ from qvl.messages_json import interleave, messages_from_text
 
 STDIN = "-"
 _TEXT_BYTES = 1 << 30  # a conversation may hold clips as data: URIs
-CLIP_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+CLIP_ENDINGS = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".3gp", ".mts", ".m2ts", ".wmv", ".flv", ".ogv"}
+)
+PICTURE_ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+)
+# Pictures that nothing here reads, by what cameras and phones call them.
+UNREAD_ENDINGS = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".pdf", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+)
 _ANIMATION_ENDINGS = frozenset({".gif", ".webp", ".png", ".apng"})
 _IMAGE_LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 LIMITS = (*_IMAGE_LIMITS, "fps", "nframes", "max_frames", "video_start", "video_end")
@@ -229,7 +237,8 @@ def _exists(source: str | Path) -> bool:
         return local(source).exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"{str(source)[:80]}: not a file name ({reason})") from None
+        what = "cannot be read" if isinstance(error, PermissionError) else "not a file name"
+        raise MediaError(f"{str(source)[:80]}: {what} ({reason})") from None
 
 
 def _is_folder(source: str | Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvl.cli import render
+from qvl.cli.ending import cleaning_up
 from qvl.cli.layout import layout_of, naming_layout
 from qvl.cli.options import flattened, option
 from qvl.cli.paths import local
@@ -55,7 +56,7 @@ def merge_lora(merge: MergeOptions) -> None:
         raise UsageError("which adapter? qvl merge-lora ADAPTER, its folder")
     if merge.quiet:
         warnings.simplefilter("ignore")
-    with render.manners(render.AnswerWriter(silent=True)):
+    with render.manners(render.AnswerWriter(silent=True)), cleaning_up():
         adapter = local(merge.adapter).resolve()
         out = local(merge.out) if merge.out else adapter.with_name(f"{adapter.name}-merged")
         base = locate(merge.base) if merge.base is not None else _base_of(adapter)

@@ -21,15 +21,15 @@ def check_file(flag: str, path: Path) -> None:
 
     What is there and no file, such as a pipe, is left alone. Raises UsageError.
     """
-    if path.is_dir():
-        raise UsageError(f"{flag} {path}: is a folder")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
-    target = path.resolve()  # what a link points to
-    existed = target.exists()
-    if existed and not target.is_file():
-        return
     try:
+        if path.is_dir():
+            raise UsageError(f"{flag} {path}: is a folder")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{flag} {path}: there is no folder {path.parent}")
+        target = path.resolve()  # what a link points to
+        existed = target.exists()
+        if existed and not target.is_file():
+            return
         target.open("ab").close()
         if not existed:
             target.unlink()

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qvl.cli import render
+from qvl.cli.ending import cleaning_up
 from qvl.cli.layout import Layout, layout_of, naming_layout
 from qvl.cli.options import flattened, option
 from qvl.cli.paths import local
@@ -67,7 +68,7 @@ def quantize(options: QuantizeOptions) -> None:
         raise UsageError("--output DIR is missing: the folder to write")
     if options.quiet:
         warnings.simplefilter("ignore")
-    with render.manners(render.AnswerWriter(silent=True)):
+    with render.manners(render.AnswerWriter(silent=True)), cleaning_up():
         layout = layout_of(options.layout)
         model, own = _model_of(options.model)
         source, out = locate(model), local(options.out)

@@ -82,6 +82,14 @@ def places(model: str) -> Iterator[Place]:
     yield Place(paddlenlp_cache() / model, "paddlenlp")
 
 
+def holds(folder: Path, name: str = "") -> bool:
+    """Whether a folder, or something of that name in it, is there; what may not be looked at is not."""
+    try:
+        return (folder / name).exists()
+    except OSError:
+        return False
+
+
 def foreign_models() -> Iterator[tuple[str, Place]]:
     """Every model folder in other tools' caches, with its hub id, whatever kind of model it is."""
     for repository in _folders(huggingface_cache()):

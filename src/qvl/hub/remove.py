@@ -68,6 +68,6 @@ def _frees(folder: Path) -> int:
 def _elsewhere(model: str) -> str:
     """Whose it is, if another tool has it."""
     for place in places.places(model):
-        if place.folder.is_dir():
+        if places.holds(place.folder):
             return f"; {place.folder} is in {places.KEEPERS[place.keeper]}, whose own tools remove it"
     return ""

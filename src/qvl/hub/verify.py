@@ -48,7 +48,7 @@ def verify(request: Request, watcher: Watcher | None = None) -> Checked:
     record = manifest.read(target)
     if record is not None:
         return _verify_own(request, record, watcher)
-    found = (place for place in places.places(request.model) if (place.folder / "config.json").is_file())
+    found = (place for place in places.places(request.model) if places.holds(place.folder, "config.json"))
     place = next(found, None) if request.folder is None else None
     if place is None:
         raise DownloadError(f"{target}: no model that qvl has downloaded is there")

@@ -7,9 +7,7 @@ https://github.com/huggingface/peft (`LoraConfig`, `save_pretrained`).
 from __future__ import annotations
 
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from qvl.model.adapter_config import CONFIG_FILE, AdapterConfig, AdapterRequest
 from qvl.model.checkpoint import canonical_name
 from qvl.model.checkpoint_writer import write_json, write_weights
 from qvl.model.safetensors_io import SafetensorsFile, bfloat16_to_float32
+from qvl.model.unfinished import unfinished
 
 if TYPE_CHECKING:
     import paddle
@@ -278,14 +277,10 @@ def write_adapter(folder: Path, config: AdapterConfig, factors: Mapping[str, Fac
         for factor, values in zip("AB", pair, strict=True)
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with unfinished(folder) as partial:
         write_json(partial / CONFIG_FILE, config.to_dict())
         shapes = {name: values.shape for name, values in tensors.items()}
         write_weights(partial, shapes, "float32", lambda name: [tensors[name]], shard_bytes=sys.maxsize)
         (partial / "model.safetensors").rename(partial / WEIGHTS_FILE)
         partial.chmod(0o755)
         partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from qvl.model.safetensors_io import (
     bfloat16_bits,
     bfloat16_to_float32,
 )
+from qvl.model.unfinished import remove_left_over, unfinished
 
 Progress = Callable[[int, int], None]
 Rows = npt.NDArray[Any]
@@ -74,20 +74,17 @@ def merge_adapter(
     Raises CheckpointError: an adapter of another base, damaged files, no room on the disk, an output that exists.
     """
     base_folder, out_folder = Path(base_folder), Path(out_folder)
+    remove_left_over(out_folder)
     adapter, targets, shard_bytes = _prepare(base_folder, adapter_folder, out_folder, dtype, layout)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}.", dir=out_folder.parent))
-    try:
+    with unfinished(out_folder) as partial:
         _write_weights(partial, targets, adapter, shard_bytes, on_progress)
         _write_config(base_folder, partial, dtype)
         copy_processor_files(base_folder, partial)
         end_answers_as(Path(adapter_folder), partial, ModelConfig.from_folder(base_folder).eos_token_id)
-        partial.chmod(0o755)  # mkdtemp keeps others out, which a finished checkpoint need not
+        partial.chmod(0o755)  # others are kept out so far, which a finished checkpoint need not
         if check is not None:
             check(partial)
         partial.rename(out_folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check_merge(
@@ -98,6 +95,7 @@ def check_merge(
     layout: Layout | None = None,
 ) -> None:
     """Raise what `merge_adapter` would raise before it begins to write; nothing large is read."""
+    remove_left_over(Path(out_folder))
     _prepare(Path(base_folder), adapter_folder, Path(out_folder), dtype, layout)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import mmap
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qvl.model.packing import Source
 from qvl.model.quantization import Quantization, Scheme, matrix_shapes, stored_quantization
 from qvl.model.safetensors_io import STORED_DTYPES, SafetensorsFile, SafetensorsWriter, StoredTensor
 from qvl.model.shapes import parameter_shapes
+from qvl.model.unfinished import remove_left_over, unfinished
 from qvl.ops.packing import PackedMatrix
 
 Progress = Callable[[int, int], None]
@@ -90,13 +91,15 @@ def quantise_folder(
     nbytes = sum(parameter.nbytes for parameter in kept)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(out)
         free = shutil.disk_usage(out.parent).free
         if nbytes + _MARGIN_BYTES > free:
             raise CheckpointError(f"{out.parent}: the result takes {nbytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder = ExitStack()
+        partial = folder.enter_context(unfinished(out))
     except OSError as error:
         raise CheckpointError(f"{out.parent}: cannot be written ({error.strerror})") from None
-    try:
+    with folder:
         new = partial / "new"
         new.mkdir()
         with Source(source, config, layout) as weights:
@@ -106,8 +109,6 @@ def quantise_folder(
         if force and out.exists():
             out.rename(partial / "old")
         new.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return nbytes
 
 

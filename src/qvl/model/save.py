@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from qvl.errors import CheckpointError
 from qvl.model.checkpoint import PATCH_EMBED
 from qvl.model.checkpoint_writer import DEFAULT_SHARD_BYTES, copy_processor_files, write_config, write_weights
 from qvl.model.qwen2_vl import Qwen2VL
+from qvl.model.unfinished import unfinished
 from qvl.model.weights import linear_weights
 
 _BLOCK_ROWS = 512
@@ -39,16 +38,12 @@ def save_model(
     if folder.exists():
         raise CheckpointError(f"{folder}: is already there; choose another folder or remove it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with unfinished(folder) as partial:
         write_config(partial, model.config, dtype)
         copy_processor_files(source, partial)
         _write_parameters(model, partial, dtype, shard_bytes, whole)
-        partial.chmod(0o755)  # mkdtemp keeps others out, which a finished checkpoint need not
+        partial.chmod(0o755)  # others are kept out so far, which a finished checkpoint need not
         partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_parameters(

@@ -128,3 +128,20 @@ def test_arguments_may_be_quoted_escaped_or_one_name_with_spaces() -> None:
 def test_parts_of_a_message_are_values() -> None:
     one, two = read_line("cat.png a"), read_line("cat.png a")
     assert hash(one.parts[0]) == hash(two.parts[0]) and Message("user", one.parts) == Message("user", two.parts)
+
+
+@pytest.mark.parametrize("line", ["IMG_1.HEIC what", "'my photo.heic' what", "look: (IMG_1.HEIC)"])
+def test_a_picture_that_cannot_be_read_is_not_passed_over(folder: Path, line: str) -> None:
+    """As an iPhone makes them: a model that never got it would make its answer up."""
+    for name in ("IMG_1.HEIC", "my photo.heic"):
+        (folder / name).write_bytes(b"....ftypheic")
+    with pytest.raises(MediaError, match=r"(?i)\.heic: \.heic files are not read; convert it to JPEG or PNG first"):
+        read_line(line)
+    assert shape(read_line("what is a.heic").parts) == ["what is a.heic"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jfif", Image), ("a.avif", Image), ("a.3gp", Video), ("a.mpg", Video)])
+def test_files_of_less_common_endings_are_attached(folder: Path, name: str, kind: type[Part]) -> None:
+    (folder / name).write_bytes((folder / "cat.png").read_bytes())
+    part, text = read_line(f"{name} what").parts
+    assert isinstance(part, kind) and text == Text("what")

@@ -104,6 +104,21 @@ def test_the_state_folder_is_the_platforms(tmp_path: Path, monkeypatch: pytest.M
     assert history_file() == tmp_path / "qvl" / "chat-history"
 
 
+def test_of_a_shared_home_the_history_of_somebody_else_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QVL_HOME", str(tmp_path / "shared"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    monkeypatch.setattr("sys.platform", "linux")
+    shared = tmp_path / "shared" / "chat-history"
+    assert history_file() == shared
+    shared.parent.mkdir()
+    shared.touch(mode=0o600)
+    assert history_file() == shared
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert history_file() == tmp_path / "mine" / "qvl" / "chat-history"
+
+
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     """`tool(name, script)` puts a program on a path that has nothing else but the shell's own."""
@@ -147,13 +162,20 @@ def test_paste_says_what_is_missing(tool: Tool, monkeypatch: pytest.MonkeyPatch)
         clipboard.picture()
 
 
-def test_paste_grabs_the_picture_where_pillow_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paste_grabs_the_picture_where_pillow_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import ImageGrab
 
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: PILImage.new("RGB", (3, 2)))
     assert clipboard.picture().startswith(b"\x89PNG")
     monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: None)
+    with pytest.raises(MediaError, match="holds no picture"):
+        clipboard.picture()
+    copied = tmp_path / "a.jpg"
+    PILImage.new("CMYK", (3, 2)).save(copied)
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: [str(tmp_path), str(copied)])
+    assert clipboard.picture() == copied.read_bytes()
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: [str(tmp_path)])
     with pytest.raises(MediaError, match="holds no picture"):
         clipboard.picture()
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qvl.cli.media import check_source, clip, kind_of
+from qvl.cli.media import UNREAD_ENDINGS, check_source, clip, kind_of
 from qvl.cli.paths import local
 from qvl.errors import MediaError, UsageError
 from qvl.messages import Image, Message, Part, Text, Video
@@ -191,6 +191,9 @@ def _spellings(word: str) -> Iterator[str]:
 def _names_media(source: str, missing: list[str]) -> bool:
     """Whether a text names a picture or clip. A path that leads nowhere is an error, a bare name only remarkable."""
     if not kind_of(source):
+        ending = Path(source).suffix.lower()
+        if ending in UNREAD_ENDINGS and _is_local(source) and _is_file(source):
+            raise MediaError(f"{describe(source)}: {ending} files are not read; convert it to JPEG or PNG first")
         return False
     if not _is_local(source) or _is_file(source):
         return True

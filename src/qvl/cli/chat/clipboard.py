@@ -53,15 +53,17 @@ def _run(*command: str) -> bytes:
 
 
 def _grabbed() -> bytes:
-    from PIL import Image as PILImage
     from PIL import ImageGrab
+
+    from qvl.processing.media import PICTURE_BYTES, read_source
 
     try:
         grabbed = ImageGrab.grabclipboard()
     except (OSError, NotImplementedError, ValueError) as error:
         raise MediaError(f"/paste: the clipboard cannot be read ({error})") from None
-    if isinstance(grabbed, list):  # files that were copied
-        grabbed = next((PILImage.open(name) for name in grabbed if os.path.isfile(name)), None)  # noqa: PTH113
+    if isinstance(grabbed, list):  # files that were copied: as they are, and refused as such if they are no pictures
+        name = next((name for name in grabbed if os.path.isfile(name)), None)  # noqa: PTH113
+        return _some(b"" if name is None else read_source(name, max_bytes=PICTURE_BYTES))
     if grabbed is None:
         raise MediaError(_NONE)
     buffer = io.BytesIO()

@@ -17,9 +17,14 @@ _LARGEST = 1 << 20  # bytes; of a larger file the older half is left out
 
 
 def history_file() -> Path | None:
-    """`$QVL_HOME/chat-history`, else in the platform's folder for state; None without a home."""
+    """`$QVL_HOME/chat-history`, else in the platform's folder for state; None without a home.
+
+    Of a QVL_HOME that several people share, the file is whoever's came first.
+    """
     if os.environ.get("QVL_HOME"):
-        return local(os.environ["QVL_HOME"]) / _NAME
+        shared = local(os.environ["QVL_HOME"]) / _NAME
+        if not os.path.lexists(shared) or os.access(shared, os.R_OK | os.W_OK):
+            return shared
     try:
         home = Path.home()
     except RuntimeError:
