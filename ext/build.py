@@ -23,6 +23,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,17 @@ LEVELS_X86 = {
     "avx512vnni": [*AVX512, "-mavx512vnni"],
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
     "amx": [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+}
+
+
+# An instruction of each: an assembler that is older than its compiler may know the flags' names and not these.
+PROBES = {
+    "avx2": "__m256 f(__m256 a) { return _mm256_fmadd_ps(a, a, a); }",
+    "avxvnni": "__m256i f(__m256i a) { return _mm256_dpbusd_avx_epi32(a, a, a); }",
+    "avx512": "__m512i f(__m512i a) { return _mm512_add_epi32(a, a); }",
+    "avx512vnni": "__m512i f(__m512i a) { return _mm512_dpbusd_epi32(a, a, a); }",
+    "avx512bf16": "__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }",
+    "amx": "void f() { _tile_dpbf16ps(0, 1, 2); }",
 }
 
 
@@ -63,6 +75,8 @@ class Paddle:
 
 
 def find_paddle() -> Paddle:
+    if sys.platform != "linux":  # libraries are looked for and linked as they are there
+        raise CannotBuild(f"they are built on Linux, not on {sys.platform}")
     os.environ.setdefault("GLOG_minloglevel", "2")
     # Beside this file lies paddle/ with our bindings, which Python would take for a package of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
@@ -104,14 +118,16 @@ def source_hash() -> str:
 
 
 def levels_of(compiler: list[str]) -> dict[str, list[str]]:
-    """Levels that this compiler can make for this architecture, and their flags."""
+    """Levels that this compiler and its assembler can make for this architecture, and their flags."""
     levels: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return levels
-    for name, flags in LEVELS_X86.items():
-        probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
-        if subprocess.run(probe, input="#include <immintrin.h>\n", text=True, capture_output=True).returncode == 0:
-            levels[name] = flags
+    with tempfile.TemporaryDirectory(prefix="qvl-probe-") as folder:
+        for name, flags in LEVELS_X86.items():
+            probe = [*compiler, *flags, "-x", "c++", "-c", "-", "-o", f"{folder}/{name}.o"]
+            text = f"#include <immintrin.h>\n{PROBES[name]}\n"
+            if subprocess.run(probe, input=text, text=True, capture_output=True).returncode == 0:
+                levels[name] = flags
     return levels
 
 
@@ -131,8 +147,11 @@ def sources_for(levels: dict[str, list[str]]) -> list[tuple[Path, str | None]]:
     return sorted(compilations, key=lambda pair: (pair[0].parent.name != "paddle", str(pair[0])))
 
 
-def compile_all(compiler: list[str], paddle: Paddle, folder: Path, jobs: int) -> list[Path]:
-    """Object files of all compilations; those whose command and sources did not change are kept from last time."""
+def compile_all(compiler: list[str], paddle: Paddle, folder: Path, jobs: int, *, force: bool = False) -> list[Path]:
+    """Object files of all compilations; those whose compiler, command and sources did not change are kept, unless
+    `force`.
+    """
+    version = version_of(compiler)
     levels = levels_of(compiler)
     defines = [f"-DQVL_HAS_{name.upper()}" for name in levels if name != "portable"]
 
@@ -146,11 +165,11 @@ def compile_all(compiler: list[str], paddle: Paddle, folder: Path, jobs: int) ->
             for include in (paddle.include, paddle.include / "third_party", Path(python)):
                 command += ["-isystem", str(include)]
             command += ["-D_GLIBCXX_USE_CXX11_ABI=1", "-fvisibility-inlines-hidden"]
-        key = hashlib.sha256(repr([command, paddle.version]).encode())
+        key = hashlib.sha256(repr([command, version, paddle.version]).encode())
         for path in [source, *_included(source, set())]:
             key.update(path.read_bytes())
         target = folder / f"{source.parent.name}-{source.stem}-{level or 'once'}-{key.hexdigest()[:16]}.o"
-        if not target.exists():
+        if force or not target.exists():
             made = target.with_suffix(f".{os.getpid()}.tmp")
             _run([*command, "-c", str(source), "-o", str(made)])
             made.replace(target)
@@ -182,27 +201,36 @@ def library_name() -> str:
     return f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def up_to_date(output: Path, paddle: Paddle) -> bool:
+def up_to_date(output: Path, paddle: Paddle, compiler: list[str]) -> bool:
+    """Whether the library is what this would make: another compiler may know of more levels."""
     stamp = output / "_native.json"
     try:
         said = json.loads(stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = said.get("sources") == source_hash() and said.get("paddle") == paddle.version
-    return same and (output / library_name()).exists()
+    wanted = {"sources": source_hash(), "paddle": paddle.version, "compiler": version_of(compiler)}
+    return bool(said == wanted) and (output / library_name()).exists()
 
 
 def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bool = True) -> bool:
     """Make the library and its stamp in `output`; False when it was up to date. Raises CannotBuild."""
     compiler, paddle = find_compiler(), find_paddle()
-    if not force and up_to_date(output, paddle):
-        return False
+    cache = Path(os.environ.get("QVL_BUILD_DIR") or _cache_folder())
+    cache.mkdir(parents=True, exist_ok=True)
+    with alone(cache / "lock"):  # two environments of one checkout share the objects
+        if not force and up_to_date(output, paddle, compiler):
+            return False
+        _build(output, compiler, paddle, cache, jobs=jobs, force=force, say=say)
+    return True
+
+
+def _build(
+    output: Path, compiler: list[str], paddle: Paddle, cache: Path, *, jobs: int | None, force: bool, say: bool
+) -> None:
     if say:
         print(f"building the native ops with {name_of(compiler)} ...", file=sys.stderr, flush=True)
     begun, sources = time.monotonic(), source_hash()  # before reading them: one that changes meanwhile shows as newer
-    cache = Path(os.environ.get("QVL_BUILD_DIR") or _cache_folder())
-    cache.mkdir(parents=True, exist_ok=True)
-    objects = compile_all(compiler, paddle, cache, jobs or os.cpu_count() or 1)
+    objects = compile_all(compiler, paddle, cache, jobs or os.cpu_count() or 1, force=force)
     output.mkdir(parents=True, exist_ok=True)
     library = output / library_name()
     made = library.with_name(f"{library.name}.{os.getpid()}.tmp")
@@ -210,14 +238,24 @@ def build(output: Path, *, jobs: int | None = None, force: bool = False, say: bo
     link += [f"-L{paddle.core.parent}", f"-L{paddle.libs}", "-l:libpaddle.so", "-Wl,--no-as-needed"]
     _run(link)
     made.replace(library)
-    stamp = {"sources": sources, "paddle": paddle.version, "compiler": _version_of(compiler)}
+    stamp = {"sources": sources, "paddle": paddle.version, "compiler": version_of(compiler)}
     (output / "_native.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
     for old in cache.glob("*.o"):
         if old not in objects:
             old.unlink(missing_ok=True)
     if say:
         print(f"built {library.name} in {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    return True
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process builds with this lock."""
+    with path.open("a") as file:
+        with contextlib.suppress(ImportError, OSError):  # Windows; a file system without locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _cache_folder() -> Path:
@@ -240,7 +278,7 @@ def name_of(compiler: list[str]) -> str:
     return " ".join([Path(compiler[0]).name, *compiler[1:]])
 
 
-def _version_of(compiler: list[str]) -> str:
+def version_of(compiler: list[str]) -> str:
     lines = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
     return lines[0] if lines else name_of(compiler)
 

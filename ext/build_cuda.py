@@ -9,7 +9,6 @@ there is no such compiler, status 1 when it failed. Does nothing when nothing ch
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +167,7 @@ def build(target: Target, *, jobs: int | None = None, force: bool = False, say: 
     folder = _object_folder(target)
     folder.mkdir(parents=True, exist_ok=True)
     target.output.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"):
+    with native.alone(folder / "lock"):
         stamp = {"sources": source_hash(*target.sources), "architectures": target.said_architectures}
         stamp |= {"ops": list(target.ops), "lines": target.lines, "compiler": _version_of(compiler)}
         if not force and _said(target) == stamp:
@@ -203,16 +201,6 @@ def _object_folder(target: Target) -> Path:
     asked = os.environ.get("QVL_BUILD_DIR")
     kind = ["cuda", *(["emulated"] if target.emulated else []), *(["probe"] if target.sources else target.ops)]
     return (Path(asked) if asked else native.build_folder()) / "-".join(kind)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main() -> int:

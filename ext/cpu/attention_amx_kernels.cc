@@ -3,6 +3,7 @@
 // blocks of attention_blocks.h do, with 32 rows at a time.
 #include "attention_kernels.h"
 #include "attention_parts.h"
+#include "tiles_amx.h"
 #include "transpose.h"
 
 namespace qvl {
@@ -34,6 +35,7 @@ struct Operands {
 // 32 rows and 16 or 32 columns of C = A B or C += A B. Strides in bytes.
 template <bool kTwo>
 static inline void multiply_tiles(const Operands& o) {
+  written();
   float* below = o.c + 16 * (o.c_stride / 4);
   if (o.add) {
     _tile_loadd(0, o.c, o.c_stride);
@@ -204,6 +206,7 @@ static bool attend_tiles(const AttentionParams& p, const AttentionSequence& s, i
   softmax.reset(rows);
   clear(w.sums, some * outer);
   const TileShapes shapes;
+  written();
   _tile_loadconfig(&shapes);
   for (int64_t start = 0; start < seen_by_last; start += kTileKeys) {
     const int64_t n = lesser(kTileKeys, seen_by_last - start), columns = round_up(n, 32);

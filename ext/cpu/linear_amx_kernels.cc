@@ -94,6 +94,7 @@ static void each_block(const Tiles& t, int64_t first, int64_t last, int64_t pair
                                      : (pair.count == 2 ? block<1, 2> : block<1, 1>);
         float* sums = kept + (tile - first) / 2 * row_of_sums + i * 1024;
         const uint8_t* a = t.data + tile * t.tile_bytes + k * 32;
+        written();
         body(a, t.tile_bytes, b, chunks, k ? sums : nullptr, is_last ? done : sums, ahead);
         if (is_last) ends(pair, tile, tiles, done);
       }
@@ -109,6 +110,7 @@ QVL_INLINE F16 scales_of(const LinearWeight& w, int64_t panel) {
 
 static void run(const LinearParams& p, const Tiles& t, const Panels& q, int64_t first, int64_t last) {
   const TileConfig config;
+  written();
   _tile_loadconfig(&config);
   const LinearWeight& w = *q.weight;
   const auto pair_at = [&](int64_t i) {
@@ -157,6 +159,7 @@ static F16 bias_of(const LinearWeight& w, int64_t panel) {
 static void run_gated(const MlpParams& p, const Tiles& in, const Tiles& out, int64_t begin, int64_t end, int64_t first,
                       int64_t last) {
   const TileConfig config;
+  written();
   _tile_loadconfig(&config);
   const bool two = p.gate == Gate::swiglu;
   const int64_t panels = (p.inner[0].n + kPanel - 1) / kPanel;

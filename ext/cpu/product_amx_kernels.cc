@@ -20,6 +20,7 @@ QVL_INLINE const float* bias_of(const ProductParams& p, int64_t panel, Edge& edg
   const float* bias = p.bias + panel * 16;
   if (p.n - panel * 16 >= 16) return bias;
   _mm512_store_ps(edge.bias, _mm512_maskz_loadu_ps(first_of(p.n - panel * 16), bias));
+  written();
   return edge.bias;
 }
 
@@ -79,6 +80,7 @@ static void block(const ProductParams& p, const uint8_t* a, const uint8_t* b, in
 static void run(const ProductParams& p, const uint8_t* a, const uint8_t* b, int64_t begin, int64_t end, int64_t first,
                 int64_t last) {
   const TileConfig config;
+  written();
   _tile_loadconfig(&config);
   const int64_t bytes = (p.k + 31) / 32 * 1024;
   for (int64_t panel = begin; panel < end; panel += 2) {

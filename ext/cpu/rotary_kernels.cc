@@ -30,9 +30,19 @@ static inline void keep(const float* x, int64_t dim, bf16* to, float*) {
   each_vector(dim, [&](int64_t i, int n) { store_up_to(to + i, load_up_to(x + i, n), n); });
 }
 static inline void keep(const float* x, int64_t dim, int8_t* to, float* scale) {
-  vf most = zero();
-  each_vector(dim, [&](int64_t i, int n) { most = max(most, abs(load_up_to(x + i, n))); });
-  *scale = largest(most) / 127.0f;
+  // The difference of a number and itself is 0, and of what is none or infinite no number: it is to spoil the head, whose
+  // codes could not hold it, and not to pass for some number.
+  vf most = zero(), odd = zero();
+  each_vector(dim, [&](int64_t i, int n) {
+    const vf value = load_up_to(x + i, n);
+    most = max(most, abs(value));
+    odd = add(odd, sub(value, value));
+  });
+  *scale = largest(most) / 127.0f + sum(odd);
+  if (*scale != *scale) {
+    memset(to, 0, static_cast<size_t>(dim));
+    return;
+  }
   const vf inverse = broadcast(*scale > 0.0f ? 1.0f / *scale : 0.0f);
   each_vector(dim, [&](int64_t i, int n) { store_up_to(to + i, mul(load_up_to(x + i, n), inverse), n); });
 }

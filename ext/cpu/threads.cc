@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -42,7 +43,10 @@ thread_local bool inside = false;  // a body is running in this thread
 class Pool {
  public:
   explicit Pool(int count) : count_(count) {
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {  // a limit of threads: whoever is there does the work
+    }
   }
 
   ~Pool() {
@@ -192,6 +196,7 @@ void run_parallel(int64_t count, int64_t grain, Body body, void* context) {
 
 void* scratch(int slot, size_t bytes) {
   static thread_local Scratch mine;
+  if (bytes == 0) bytes = 1;  // nothing is no error: nullptr says that there is no memory
   if (mine.bytes[slot] < bytes) {
     std::free(mine.memory[slot]);
     const size_t rounded = (bytes + 4095) / 4096 * 4096;

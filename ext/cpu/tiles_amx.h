@@ -1,7 +1,7 @@
 // What all bodies for the tile unit tell it: eight tiles of 16 rows of 64 bytes.
 #pragma once
 
-#include <stdint.h>
+#include "simd.h"
 
 namespace qvl {
 namespace QVL_LEVEL {
@@ -17,6 +17,9 @@ struct alignas(64) TileConfig {
     }
   }
 };
+
+// The compiler is not told that loading a tile, or the shapes, reads memory: what was written before has to be there.
+QVL_INLINE void written() { __asm__ volatile("" ::: "memory"); }
 
 }  // namespace QVL_LEVEL
 }  // namespace qvl

@@ -53,11 +53,17 @@ __device__ inline void quantize(const float (&x)[W], float inverse, int8_t* to) 
   store(to, codes);
 }
 
+// fmaxf leaves out what is no number, which has to spoil the scale: the codes could not hold it.
+struct LargestOrNone {
+  __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+};
+
 template <int W>
 __device__ inline float largest_of(const float (&first)[W], const float (&second)[W]) {
+  const LargestOrNone larger;
   float most = 0.0f;
 #pragma unroll
-  for (int i = 0; i < W; ++i) most = fmaxf(most, fmaxf(fabsf(first[i]), fabsf(second[i])));
+  for (int i = 0; i < W; ++i) most = larger(most, larger(fabsf(first[i]), fabsf(second[i])));
   return most;
 }
 
@@ -118,7 +124,7 @@ __global__ void __launch_bounds__(kTurnThreads, 4) store_rows(const __grid_const
       if (head < p.heads + p.kv_heads) tables.turn(x, y);
       most = largest_of(x, y);
     }
-    if constexpr (std::is_same_v<S, int8_t>) most = across_warp(most, Largest{}, p.spread.lanes);
+    if constexpr (std::is_same_v<S, int8_t>) most = across_warp(most, LargestOrNone{}, p.spread.lanes);
     if (!works) continue;
     if (head >= p.heads) {
       keep<T, S>(p, head, sequence, token, place, x, y, most);

@@ -55,7 +55,8 @@ paddle::Tensor apply_dense(const paddle::Tensor& given, const paddle::Tensor& w,
   p.k = w.shape()[in_major ? 0 : 1];
   p.n = w.shape()[in_major ? 1 : 0];
   paddle::Tensor out = output_for(given, p.k, p.n, op), kept;
-  if (given.numel() == 0) return out;
+  if (out.numel() == 0) return out;
+  require(p.k > 0, op, "weight", "has no inputs");
   const paddle::Tensor x = given.contiguous();
   if (bias) {
     require_cpu(*bias, phi::DataType::FLOAT32, op, "bias");

@@ -62,6 +62,10 @@ class MemoryLimitError(QvlError):
     """The run would not fit in the memory of the device."""
 
 
+class UnforeseenError(QvlError):
+    """What one of many requests ended with and nobody foresaw, as "TypeName: text"; `__cause__` is the error itself."""
+
+
 class DeviceError(QvlError):
     """The device, dtype or native ops asked for are not available here."""
 

@@ -17,6 +17,7 @@ from qvl.messages import ROLES, Image, ImageSource, Message, Part, Text, Video, 
 _TYPES = ("text", "image", "image_url", "video", "video_url")
 _SECONDS = ("fps", "video_start", "video_end")  # numbers; every other option is a whole number
 _MAY_BE_ZERO = ("video_start", "video_end")
+_MOST = 1 << 53  # of any option: what a float64 counts exactly
 _PLACE = "{}"
 
 
@@ -182,12 +183,17 @@ def _options(part: Mapping[Any, Any], kind: str, cls: type[Image] | type[Video],
     given = {name: part[name] for name in names if part.get(name) is not None}
     for name, value in given.items():
         types = (int, float) if name in _SECONDS else (int,)
-        low_enough = isinstance(value, types) and (value > 0 or (value == 0 and name in _MAY_BE_ZERO))
-        if isinstance(value, bool) or not low_enough or value in (float("inf"), float("nan")):
+        sensible = isinstance(value, types) and value <= _MOST and (value > 0 or (value == 0 and name in _MAY_BE_ZERO))
+        if isinstance(value, bool) or not sensible:
             expected = "a number" if name in _SECONDS else "a whole number"
-            bound = "of at least 0" if name in _MAY_BE_ZERO else "above 0"
-            raise UsageError(f"{where}: {name} is {value!r}; expected {expected} {bound}")
+            bound = f"{'of at least 0' if name in _MAY_BE_ZERO else 'above 0'}, and below 2^53"
+            raise UsageError(f"{where}: {name} is {_shown(value)}; expected {expected} {bound}")
     return given
+
+
+def _shown(value: object) -> str:
+    """Python refuses to write out a number of very many digits."""
+    return f"a number of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > _MOST else repr(value)
 
 
 def _check_keys(item: Mapping[Any, Any], known: Sequence[str], where: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from qvl.errors import CheckpointError
 from qvl.training import checkpoints
 from qvl.training.checkpoints import (
     STATE,
@@ -97,3 +101,40 @@ def test_all_of_a_checkpoint_and_of_a_result_is_on_the_disk_before_it_has_its_na
     final = tmp_path / "adapter"
     write_result(tmp_path, "adapter", fill_deep)
     assert {"adapter_config.json", "adapter", STATE} < set(synced) and synced[-1] == tmp_path.name
+
+
+def test_windows_writes_out_what_was_opened_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[int, int] = {}
+    binary = 1 << 30  # a flag that no other system has
+
+    def open_file(path: Path, flags: int) -> int:
+        assert path.is_file()  # it opens no folders
+        handle = os.open(path, flags & ~binary)
+        opened[handle] = flags
+        return handle
+
+    def sync(handle: int) -> None:
+        if not opened[handle] & os.O_RDWR:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        assert opened[handle] & binary
+
+    flags = {"O_RDONLY": os.O_RDONLY, "O_RDWR": os.O_RDWR, "O_BINARY": binary}
+    windows = SimpleNamespace(name="nt", open=open_file, fsync=sync, close=os.close, **flags)
+    monkeypatch.setattr(checkpoints, "os", windows)
+    assert is_whole(write_checkpoint(tmp_path, 5, fill)) and opened
+
+
+@pytest.mark.parametrize("of_folders", [True, False])
+def test_a_file_system_may_be_unable_to_write_out_folders_but_not_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_folders: bool
+) -> None:
+    def sync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_folders:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    if of_folders:
+        assert is_whole(write_checkpoint(tmp_path, 5, fill))
+    else:
+        with pytest.raises(CheckpointError, match=r"cannot be written \(Invalid argument\)"):
+            write_checkpoint(tmp_path, 5, fill)

@@ -72,6 +72,15 @@ def test_a_broken_line_is_named_when_it_is_read(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: sample 1 (line 3): not valid JSON (column 15: Expecting value)"
 
 
+def test_a_number_of_too_many_digits_is_a_broken_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", json.dumps(record("a")) + '\n{"id": ' + "1" * 5000 + "}\n")
+    data = load_dataset(path)
+    with pytest.raises(DataError) as caught:
+        data[1]
+    assert str(caught.value).startswith(f"{path}: sample 1 (line 2): not valid JSON (Exceeds the limit (4300 digits)")
+    assert refusal(write(tmp_path / "x.json", f"[{'1' * 5000}]")).startswith("x.json: not valid JSON (Exceeds")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

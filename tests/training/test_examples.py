@@ -99,6 +99,7 @@ def nothing(_: Path) -> None:
         (nothing, {"messages": [{"role": "user", "content": "x"}]}, "no reply of the assistant"),
         (nothing, sample(reply=""), "the assistant's reply is empty"),
         (nothing, {"messages": [{"role": "robot", "content": "x"}]}, "message 0: unknown role 'robot'"),
+        (nothing, {"conversations": [{"from": ["human"], "value": "x"}]}, "message 0: unknown role ['human']"),
         (cut_picture, sample("<image>", images=["bad.jpg"]), "{folder}/bad.jpg: damaged or unreadable picture"),
         (no_frames, sample("<video>", videos=["bad.mp4"]), "{folder}/bad.mp4: not a clip that can be read"),
         (nothing, sample("<video>", videos=[{"video": "clip.mp4", "nframes": 99}]), "nframes 99 is not possible"),

@@ -158,9 +158,9 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_data(
     pictures = finetune_here(
         capfd, data, out, tiny_checkpoint, *LORA, "--max-steps", "2", "--resume", "--set", "max_pixels=50176"
     )
-    assert pictures.returncode == 2 and "max_pixels is not what it was" in pictures.stderr
+    assert pictures.returncode == 2 and "cannot be resumed: max_pixels: 262144 before, 50176 now" in pictures.stderr
     model = finetune_here(capfd, data, out, "demo", *short, "--resume")
-    assert model.returncode == 2 and "model is not what it was" in model.stderr
+    assert model.returncode == 2 and f"model: {tiny_checkpoint} before, demo now; go on as it began" in model.stderr
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,21 @@ def test_what_cannot_be_is_said_before_anything_is_read(
 ) -> None:
     run = finetune_here(capfd, data, tmp_path / "out", "demo", *flags)
     assert run.returncode == 2 and words in run.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_run_needs_no_home_that_can_be_written(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))  # which nobody can make, root neither
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.delenv("PPNLP_HOME", raising=False)
+    run = finetune(data, tmp_path / "out", tiny_checkpoint, *LORA, "--max-steps", "1")
+    assert run.returncode == 0, run.stderr
+    assert list((tmp_path / "out" / "visualdl").iterdir())
+    assert not list((tmp_path / "temporary").glob("qvl-*"))  # Paddle leaves a folder of its own
 
 
 def test_held_out_samples_are_judged_and_the_best_checkpoint_stays(

@@ -149,6 +149,7 @@ def test_media_that_are_not_relative(source: str) -> None:
             {"conversations": [{"from": "robot", "value": "x"}]},
             "message 0: unknown role 'robot'; expected human, gpt or system",
         ),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "message 0: unknown role ['human']; expected human"),
         ({"messages": [user("<image>"), REPLY]}, "1 <image> in the text, but 0 images"),
         ({"messages": [user("<image>"), REPLY], "images": ["a", "b"]}, "1 <image> in the text, but 2 images"),
         ({"messages": [user("<video><video>"), REPLY], "videos": ["a"]}, "2 <video> in the text, but 1 video"),

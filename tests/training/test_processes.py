@@ -94,6 +94,19 @@ def test_two_processes_judge_and_save_together(data: Path, tiny_checkpoint: Path
 
 
 @pytest.mark.slow
+def test_a_process_that_is_asked_to_stop_has_both_break_off_judging(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("breaking.py")
+    line = [*launcher, "--log_dir", str(tmp_path / "logs"), str(script), str(tiny_checkpoint), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stdout[-2000:]
+    ended = [json.loads((tmp_path / f"ended-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ended == [{"stopped": True, "reads": 1, "judged": [], "updates": 1}] * 2
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_two_processes_asked_to_stop_save_and_go_on_where_they_were(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, kind: signal.Signals

@@ -48,6 +48,7 @@ class Harness:
     full_at: int | None = None  # the checkpoint for which the disk has no room
     evaluation: Evaluation | None = None
     source: Source | None = None  # what the examples are read from, if not the list itself
+    wants_stop: Callable[[], bool] = lambda: False
     records: list[StepRecord] = field(default_factory=list)
 
     def run(self, *, stop_after: int | None = None, resume: bool = False) -> SftTrainer:
@@ -75,7 +76,7 @@ class Harness:
             self.records.append,
             seed=self.options.seed,
             save_steps=self.options.save_steps,
-            wants_stop=lambda: stop_after is not None and len(self.records) >= stop_after,
+            wants_stop=lambda: self.wants_stop() or (stop_after is not None and len(self.records) >= stop_after),
             evaluation=self.evaluation,
         )
         from qvl.model.save import save_model

@@ -6,10 +6,12 @@ import numpy as np
 import paddle
 import pytest
 
+from qvl import ops
 from qvl.errors import QvlError
 from qvl.hub.random_checkpoint import TINY
 from qvl.ops import native
 from qvl.runtime.cache import KVCache
+from tests.unit.ops.levels import LEVELS, normal, running
 
 HEADS, DIM = TINY.num_key_value_heads, TINY.head_dim
 
@@ -55,3 +57,19 @@ def test_growing_keeps_what_is_stored_in_every_form() -> None:
                 grown = cache.append(layer, rows(1, 5), rows(1, 6))
                 np.testing.assert_array_equal(grown[0][:3].numpy(), keys[:3].numpy())
                 np.testing.assert_array_equal(grown[1][:3].numpy(), values[:3].numpy())
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("body", ["composed", *LEVELS])
+def test_what_is_no_number_comes_back_as_none(body: str, odd: float) -> None:
+    """Of int8 codes none could hold it: it spoils its head, and is not taken for some number."""
+    q, k, v = (normal(1, width, seed=i) for i, width in enumerate([2 * HEADS * DIM, HEADS * DIM, HEADS * DIM]))
+    k[0, 3], v[0, DIM - 1] = odd, odd
+    cos, sin = ops.half_tables(normal(1, DIM // 2, seed=3))
+    with running("composed" if body == "composed" else "native", None if body == "composed" else body):
+        cache = KVCache(TINY, 4, "int8")
+        joined = paddle.concat([q, k, v], axis=-1)
+        ops.rotary_store(ops.Projected(joined, None, None, None, cos, sin), [cache.claim(0, 1)], [1])
+        keys, values = ops.load_rows(cache.claim(0, 0), 1, paddle.float32)
+        for kept in (keys, values):
+            assert not np.isfinite(kept.numpy()[0, 0]).any() and np.isfinite(kept.numpy()[0, 1:]).all()

@@ -70,6 +70,8 @@ def test_parts(part: dict[str, Any], expected: object) -> None:
         ({"type": "image", "image": "a.png", "max_pixels": "5"}, "max_pixels is '5'; expected a whole number above 0"),
         ({"type": "image", "image": "a.png", "max_pixels": True}, "max_pixels is True"),
         ({"type": "image", "image": "a.png", "max_pixels": 0}, "max_pixels is 0"),
+        ({"type": "image", "image": "a.png", "max_pixels": 10**5000}, "max_pixels is a number of 16610 bits"),
+        ({"type": "video", "video": "a.mp4", "fps": float("nan")}, "fps is nan"),
         ({"type": "video", "video": "a.mp4", "nframes": 2.5}, "nframes is 2.5; expected a whole number"),
         ({"type": "video", "video": "a.mp4", "fps": float("inf")}, "fps is inf"),
         ({"type": "video", "video": "a.mp4", "video_start": -1}, "expected a number of at least 0"),

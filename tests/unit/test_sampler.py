@@ -32,3 +32,15 @@ def test_the_largest_draw_is_a_token_that_can_be() -> None:
     sampler = Sampler(Sampling(temperature=1.0), [], [])
     sampler._random = Largest()  # type: ignore[assignment]
     assert sampler.draw(logits) == 7
+
+
+def test_a_draw_that_came_to_nothing_is_planned_again_as_it_was() -> None:
+    settings = Sampling(temperature=1.0, seed=3)
+    once, again = (Sampler(settings, [1], [0]) for _ in range(2))
+    planned = []
+    for token in (5, 6):
+        planned.append(once.plan().uniform)
+        once.settle(token)
+    assert [again.plan().uniform, again.plan().uniform] == [planned[0]] * 2
+    again.settle(5)
+    assert again.plan().uniform == planned[1] != planned[0]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvl.cli import infer, render
-from qvl.cli.batch_digest import run_digest
+from qvl.cli.batch_digest import run_digests
 from qvl.cli.batch_each import each_record
 from qvl.cli.batch_input import Records, StreamRecords, read_lines
 from qvl.cli.batch_options import BatchOptions
 from qvl.cli.batch_output import OutputFile, StdoutSink
 from qvl.cli.batch_record import Defaults
 from qvl.cli.batch_resume import Earlier, Found, Pool, scan
-from qvl.cli.batch_run import Count, Job, Run
+from qvl.cli.batch_run import Job, Run
 from qvl.cli.media import STDIN, StandardInput, check_limits, limits_given, question_text
 from qvl.cli.options import MediaOptions, ModelOptions, OutputOptions, QuestionOptions, SamplingOptions
 from qvl.cli.paths import local
@@ -106,7 +107,7 @@ def _defaults(options: Options) -> Defaults:
 
 def _records(options: Options) -> Records:
     if options.batch.each:
-        return each_record(options.media)
+        return each_record(options.media, options.output.quiet)
     name = options.batch.batch or ""
     if name != STDIN:
         return read_lines(_path(name), name)
@@ -139,7 +140,7 @@ def _job(options: Options, engine: Engine, records: Records, defaults: Defaults)
         records,
         defaults,
         # Raises for flags that are wrong for every record.
-        run=run_digest(engine, engine.sampling(**overrides), flags),
+        runs=run_digests(engine, engine.sampling(**overrides), flags),
         sampling=overrides,
         batch_size=options.batch.batch_size or _BATCH_SIZE,
         check_memory=not options.model.no_memory_check,
@@ -147,6 +148,7 @@ def _job(options: Options, engine: Engine, records: Records, defaults: Defaults)
         ordered=not options.batch.unordered,
         stats=options.output.stats,
         quiet=options.output.quiet,
+        debug=options.output.debug or os.environ.get("QVL_DEBUG", "0") not in ("", "0"),
     )
 
 
@@ -167,7 +169,7 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
             found = Found()
         if not batch.restart:
             pool.open()
-        earlier = Earlier(path, found, job.run, job.ordered)
+        earlier = Earlier(path, found, job.runs, job.ordered)
         if job.records.tickets is not None:
             earlier.check(job.records.tickets)
         if job.strict and earlier.failed:
@@ -178,8 +180,7 @@ def _into_file(job: Job, path: Path, batch: BatchOptions, load: Callable[[], Non
         try:
             _go(run, load)
         except KeyboardInterrupt:
-            done, total = run.count.written, _total(job)
-            render.note(f"{done}{total} records are in {path}; the same command goes on from there", job.quiet)
+            render.note(_state(run, file, pool, batch), job.quiet)
             raise
         finally:
             file.sync()
@@ -198,6 +199,17 @@ def _go(run: Run, load: Callable[[], None]) -> None:
         run.go(load_and_show)
 
 
+def _state(run: Run, file: OutputFile, pool: Pool, batch: BatchOptions) -> str:
+    """What an interrupted run leaves behind, and how to go on."""
+    count = run.count
+    if count.written > count.before:
+        return f"{count.written}{_total(run.job)} records are in {file.path}; {file.remedy} from there"
+    if batch.restart:  # going on with what is there is not what was asked for
+        return f"nothing was written yet, {file.path} is as it was"
+    kept = f"what was there is in {pool.path}" if batch.retry else f"{file.path} is as it was"
+    return f"nothing was written yet, {kept}; {file.remedy} from there"
+
+
 def _total(job: Job) -> str:
     return "" if job.records.tickets is None else f" of {len(job.records.tickets)}"
 
@@ -212,35 +224,10 @@ def _conclude(run: Run, quiet: bool) -> None:
     render.note(f"{records} answered, in {name}", quiet)
 
 
-@contextlib.contextmanager
-def _bar(run: Run) -> Iterator[None]:
-    """Progress with rate and time left, on stderr while nothing else is written to the same terminal."""
+def _bar(run: Run) -> contextlib.AbstractContextManager[None]:
+    """Progress on stderr while nothing else is written to the same terminal."""
     if not render.is_live(run.job.quiet) or (isinstance(run.sink, StdoutSink) and sys.stdout.isatty()):
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        return contextlib.nullcontext()
+    from qvl.cli.batch_bar import progress
 
-    columns = (
-        TextColumn("answering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )
-    tickets = run.job.records.tickets
-    # rich would send what goes to stdout to its own console, which is stderr.
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        total = None if tickets is None else len(tickets)
-        task = bar.add_task("", total=total, completed=run.count.written, rate="", failed="")
-
-        def show(count: Count) -> None:
-            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            rate = "" if not speed else f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
-            bar.update(
-                task, completed=count.written, rate=rate, failed=f"{count.failed} failed" if count.failed else ""
-            )
-
-        run.on_written = show
-        yield
+    return progress(run)

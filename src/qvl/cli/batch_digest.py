@@ -21,18 +21,23 @@ _WHOLE_BYTES = 1 << 24
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 
 
-def run_digest(engine: Engine, sampling: Any, flags: object) -> str:
-    """sampling: as it is for a record that asks for nothing. flags: all else that counts, as JSON can hold it.
+def run_digests(engine: Engine, sampling: Any, flags: object) -> tuple[str, ...]:
+    """The digest, and behind it what the same run was known by before: answers under either of them hold.
 
+    sampling: as it is for a record that asks for nothing. flags: all else that counts, as JSON can hold it.
     Says nothing of the device and of batch sizes: an answer is that of the model, whoever works it out.
     Raises CheckpointError.
     """
+    return _run_digest(engine, sampling, flags, hidden=False), _run_digest(engine, sampling, flags, hidden=True)
+
+
+def _run_digest(engine: Engine, sampling: Any, flags: object, hidden: bool) -> str:
     profile = dataclasses.asdict(engine.profile)
     drawn = dataclasses.asdict(sampling)
     return digest(
         {
-            "model": folder_digest(engine.folder),
-            "adapters": [[folder_digest(request.folder), request.scale] for request, _ in engine.adapters],
+            "model": folder_digest(engine.folder, hidden),
+            "adapters": [[folder_digest(request.folder, hidden), request.scale] for request, _ in engine.adapters],
             "dtype": engine.placement.dtype,
             "quantize": None if engine.quantization is None else engine.quantization.to_dict(),
             "cache_dtype": engine.cache_dtype,
@@ -43,15 +48,19 @@ def run_digest(engine: Engine, sampling: Any, flags: object) -> str:
     )
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, hidden: bool = False) -> str:
     """Of the files in a checkpoint's or adapter's folder: small ones whole, of large ones 64 places.
 
-    That shows any training, in a moment even for the largest model. The folder's own name does not count.
+    That shows any training, in a moment even for the largest model. The folder's own name does not count. hidden: count
+    names that begin with a dot, as earlier versions did; among them is a list of the files with the time when they were
+    last verified.
     Raises CheckpointError.
     """
     sha = hashlib.sha256()
     try:
         for path in sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file()):
+            if path.name.startswith(".") and not hidden:
+                continue
             size = path.stat().st_size
             sha.update(f"{path.name}\0{size}\0".encode())
             with path.open("rb") as file:

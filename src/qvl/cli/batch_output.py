@@ -44,9 +44,10 @@ class StdoutSink:
 
 
 class OutputFile:
-    """The file of a batch, which is this process's alone until it is closed."""
+    """The file of a batch, which is this process's alone until it is closed. remedy: what goes on with it."""
 
     ascii = False
+    remedy = "the same command goes on"
 
     def __init__(self, path: Path) -> None:
         """Raises UsageError when it cannot be written or another run is writing it."""
@@ -89,12 +90,16 @@ class OutputFile:
             os.ftruncate(self._descriptor, 0)
 
         self._end, self._before_first = 0, drop
+        self.remedy = "the same command without --restart goes on"
 
     def append(self, line: bytes) -> None:
-        try:
-            if self._before_first is not None:
+        if self._before_first is not None:
+            try:
                 self._before_first()
-                self._before_first = None
+            except OSError as error:
+                raise self._failed(error) from None
+            self._before_first = None
+        try:
             os.lseek(self._descriptor, self._end, os.SEEK_SET)
             rest = memoryview(line)
             while rest:  # one write, as a rule; a disk that is about to be full takes a part
@@ -102,7 +107,7 @@ class OutputFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
-            raise OutputError(f"{self.name}: {_reason(error)}; the same command goes on from here") from None
+            raise self._failed(error) from None
         self._end += len(line)
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self.sync()
@@ -112,8 +117,12 @@ class OutputFile:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise OutputError(f"{self.name}: {_reason(error)}; the same command goes on from here") from None
+            raise self._failed(error) from None
         self._synced = time.monotonic()
+
+    def _failed(self, error: OSError) -> OutputError:
+        state = f"{self.remedy} from here" if self._before_first is None else "it is as it was"
+        return OutputError(f"{self.name}: {_reason(error)}; {state}")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +79,17 @@ def _entry(line: bytes, offset: int) -> Kept | None:
 class Earlier:
     """What an interrupted run has finished. In order it is the first records; else any."""
 
-    def __init__(self, path: Path, found: Found, run: str, ordered: bool) -> None:
-        """run: digest of the settings, the first half of every fingerprint. Raises UsageError when it is another."""
-        self._path, self._run, self._ordered = path, run, ordered
+    def __init__(self, path: Path, found: Found, runs: Sequence[str], ordered: bool) -> None:
+        """runs: digests of the settings, one of which is the first half of every fingerprint.
+
+        Raises UsageError when it is another.
+        """
+        self._path, self._runs, self._ordered = path, runs, ordered
         self._kept = found.kept
         self._by_key = {entry.key: entry for entry in found.kept}
         if len(self._by_key) < len(self._kept):
             raise UsageError(f"{path}: has an id twice, so it cannot be gone on with; {_REDO}")
-        if any(entry.fingerprint.partition("-")[0] != run for entry in self._kept):
+        if any(entry.fingerprint.partition("-")[0] not in runs for entry in self._kept):
             raise UsageError(
                 f"{path}: was made with another model or other settings; --restart runs everything anew, -o names "
                 "another file"
@@ -114,7 +117,7 @@ class Earlier:
             return False
         else:
             entry = self._by_key[ticket.key]
-        if entry.fingerprint != fingerprint(self._run, ticket):
+        if entry.fingerprint not in (fingerprint(run, ticket) for run in self._runs):
             raise UsageError(f"{self._path}: {ticket.where} has changed since it was answered; {_REDO}")
         return True
 
@@ -162,9 +165,13 @@ class Pool:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
-    def line(self, ticket: Ticket, run: str) -> tuple[bytes, ...]:
-        """The line of a record that was answered and has not changed since; () if there is none."""
-        entry = self._by_fingerprint.get((ticket.key, fingerprint(run, ticket)))
+    def line(self, ticket: Ticket, runs: Sequence[str]) -> tuple[bytes, ...]:
+        """The line of a record that was answered and has not changed since; () if there is none.
+
+        runs: see `Earlier`.
+        """
+        marks = ((ticket.key, fingerprint(run, ticket)) for run in runs)
+        entry = next((self._by_fingerprint[mark] for mark in marks if mark in self._by_fingerprint), None)
         if entry is None:
             return ()
         try:

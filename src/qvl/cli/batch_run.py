@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from qvl.cli.batch_input import Records, Ticket
 from qvl.cli.batch_output import InOrder, Sink
 from qvl.cli.batch_record import Defaults, read_record
 from qvl.cli.batch_resume import FINGERPRINT, Earlier, Pool, fingerprint
-from qvl.errors import QvlError
+from qvl.cli.streams import to_stderr
+from qvl.errors import QvlError, UnforeseenError
 from qvl.runtime.records import Request
 
 if TYPE_CHECKING:
@@ -33,12 +35,15 @@ class StrictError(QvlError):
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of whom. run: digest of all that is the same for every record. sampling: what flags say of it."""
+    """What is asked of whom. sampling: what flags say of it. debug: show where an error nobody foresaw came from.
+
+    runs: digest of all that is the same for every record, and behind it those of earlier versions.
+    """
 
     engine: Engine
     records: Records
     defaults: Defaults
-    run: str
+    runs: tuple[str, ...]
     sampling: dict[str, Any]
     batch_size: int
     check_memory: bool
@@ -46,6 +51,7 @@ class Job:
     ordered: bool
     stats: bool
     quiet: bool
+    debug: bool
 
 
 @dataclass
@@ -67,8 +73,11 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Line:
+    """hint: behind the error, where it is told and not written."""
+
     ticket: Ticket
     error: str | None = None
+    hint: str = ""
 
 
 @dataclass
@@ -120,7 +129,7 @@ class Run:
             ticket = item.ticket
             if self.earlier is not None and self.earlier.has(ticket):
                 continue
-            if self.pool is not None and (kept := self.pool.line(ticket, job.run)):
+            if self.pool is not None and (kept := self.pool.line(ticket, job.runs)):
                 self._put(_Line(ticket), kept[0])
                 continue
             try:
@@ -148,12 +157,16 @@ class Run:
         self._put(_Line(asked.ticket), self._encoded(asked.ticket, fields))
 
     def _fail(self, ticket: Ticket, error: QvlError) -> None:
+        unclear = isinstance(error, UnforeseenError) and not self.job.debug
+        hint = " (not foreseen; --debug shows where)" if unclear else ""
+        if self.job.debug and error.__cause__ is not None:
+            to_stderr("".join(traceback.format_exception(error.__cause__)))
         text = " ".join(str(error).split())
         place = {} if ticket.line is None else {"line": ticket.line}
-        self._put(_Line(ticket, text), self._encoded(ticket, {"error": text, **place}))
+        self._put(_Line(ticket, text, hint), self._encoded(ticket, {"error": text, **place}))
 
     def _encoded(self, ticket: Ticket, fields: dict[str, Any]) -> bytes:
-        whole = {"id": ticket.id, **fields, FINGERPRINT: fingerprint(self.job.run, ticket)}
+        whole = {"id": ticket.id, **fields, FINGERPRINT: fingerprint(self.job.runs[0], ticket)}
         # Half a surrogate pair, as file names can have, stays what JSON calls it.
         return (json.dumps(whole, ensure_ascii=self.sink.ascii) + "\n").encode("utf-8", "backslashreplace")
 
@@ -168,10 +181,10 @@ class Run:
     def _write(self, line: _Line, encoded: bytes) -> None:
         if line.error is not None:
             if self.job.strict:
-                raise StrictError(f"{line.ticket.where}: {line.error} (--strict ends the run here)")
+                raise StrictError(f"{line.ticket.where}: {line.error}{line.hint} (--strict ends the run here)")
             self.count.failed += 1
             if self.count.failed <= _SHOWN:
-                render.note(f"{line.ticket.where}: {line.error}", self.job.quiet)
+                render.note(f"{line.ticket.where}: {line.error}{line.hint}", self.job.quiet)
         self.sink.append(encoded)
         self.count.written += 1
         self.on_written(self.count)

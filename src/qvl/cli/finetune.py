@@ -203,8 +203,11 @@ def _train_in_processes(
     device: str, recipe: RecipeOptions, count: int, nodes: Nodes | None, run: RunOptions, output: Path
 ) -> bool:
     """In several processes of this machine. Whether there is a result, and it is for this one to say so."""
-    from qvl.cli.processes import Processes, log_folder, run_processes
+    from qvl.cli.processes import Processes, log_folder, nodes_of_environment, run_processes
+    from qvl.training.alone import refuse_taken
 
+    if nodes is None and nodes_of_environment() == 1:  # else the run that has it may be this one, on another machine
+        refuse_taken(output)
     if recipe.devices is not None or (device != "cpu" and _is_for_gpus()):
         from qvl.training.run import check_gpu_count, check_gpus
 

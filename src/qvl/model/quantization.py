@@ -28,6 +28,7 @@ DEFAULT_GROUP, DEFAULT_SYMMETRIC = 64, False
 EMBEDDING = "model.embed_tokens.weight"
 _VERSION = 1
 _PARTS = ("language", "embedding", "vision")
+_GROUPS = (32, 64, 128)  # those of qvl.ops.packing, whose package imports Paddle
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Scheme:
     kind: Width
     group: int = 0
     symmetric: bool = True
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a packing, without Paddle."""
+        groups = {"bf16": (0,), "int8": (0, *_GROUPS), "int4": _GROUPS}.get(self.kind, ())
+        return self.group in groups and (self.symmetric is True or (self.symmetric is False and self.kind == "int4"))
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -111,8 +118,8 @@ class Quantization:
             language = Scheme(**data["language"])
             embedding, vision = (None if data[part] is None else Scheme(**data[part]) for part in _PARTS[1:])
             schemes = [scheme for scheme in (language, embedding, vision) if scheme is not None]
-            if data["width"] not in WIDTHS or not all(scheme.kind in WIDTHS for scheme in schemes):
-                raise ValueError(f"width {data['width']!r}")
+            if data["width"] not in WIDTHS or not all(scheme.exists for scheme in schemes):
+                raise ValueError(f"no weights are stored as {data}")
             return Quantization(data["width"], language, embedding, vision)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where}: {KEY} is damaged ({error!r})") from None

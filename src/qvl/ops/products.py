@@ -8,6 +8,7 @@ what a CPU has.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,14 @@ import paddle
 
 from qvl.ops import native
 
-_rounds = False
+
+class _State(threading.local):
+    """Of each thread: one that trains rounds, while another may answer with the same ops."""
+
+    rounds = False
+
+
+_state = _State()
 
 
 def can_round() -> bool:
@@ -26,18 +34,20 @@ def can_round() -> bool:
 
 @contextlib.contextmanager
 def rounding(wanted: bool = True) -> Iterator[None]:
-    """Within the block linear layers of float32 on the CPU round what they multiply, where `can_round`."""
-    global _rounds
-    before, _rounds = _rounds, wanted and can_round()
+    """Within the block, in this thread, linear layers of float32 on the CPU round what they multiply.
+
+    Where nothing does that, see `can_round`, they are as ever.
+    """
+    before, _state.rounds = _state.rounds, wanted and can_round()
     try:
         yield
     finally:
-        _rounds = before
+        _state.rounds = before
 
 
 def module_for_product(x: paddle.Tensor, weight: paddle.Tensor) -> Any:
     """The library where x [N, k] and a weight [k, n] are to be multiplied by it, else None."""
-    if not _rounds or x.ndim != 2 or not paddle.in_dynamic_mode():
+    if not _state.rounds or x.ndim != 2 or not paddle.in_dynamic_mode():
         return None
     for tensor in (x, weight):
         if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():

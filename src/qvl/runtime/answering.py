@@ -9,7 +9,6 @@ import numpy as np
 import paddle
 
 from qvl import ops
-from qvl.errors import QvlError
 from qvl.model.config import ModelConfig
 from qvl.processing.prompt import Prompt
 from qvl.runtime.decode import Feed, Logits, Prefilled, Runner, SequenceCache, advance_together
@@ -63,7 +62,7 @@ class Answering:
     ) -> None:
         self.prompt, self.prefilled, self.cache = prompt, prefilled, cache
         self.writer = writer
-        self.error: QvlError | None = None
+        self.error: Exception | None = None
         self.drawn: list[int] = []
         self._sampler, self._drafts = sampler, drafts
         self._draft: list[int] = []
@@ -87,6 +86,10 @@ class Answering:
         newest, position = self.drawn[-1], self.prompt.next_position + len(self.drawn) - 1
         self._draft = self._drafts.propose(rows, self.writer.room - 1)
         return Feed(self.cache, [newest, *self._draft], position)
+
+    def rewind(self) -> None:
+        """Be as before a step that failed: of what it has put into the cache nothing counts."""
+        self.cache.truncate(len(self.prompt) + len(self.drawn) - 1)
 
     def plan(self) -> ops.Draw:
         """How the first row of the next step's logits is to be drawn from."""
@@ -145,21 +148,29 @@ class Answering:
 
 
 def step(model: Runner, going: Sequence[Answering], costs: StepCosts, graphs: StepGraphs | None = None) -> None:
-    """Take every answer a step further. What goes wrong with one of them is its own `error`."""
+    """Take every answer a step further. What goes wrong with one of them is its own `error`.
+
+    Raises what goes wrong with all of them; then they are as before.
+    """
     feeds = [answering.feed(len(going)) for answering in going]
     lengths = [len(feed.token_ids) for feed in feeds]
     start = time.perf_counter()
-    logits = graphs.logits(feeds) if graphs is not None else None
-    if logits is None:
-        logits = advance_together(model, feeds)
-    rows, drawn = _drawn(logits, lengths, going)
+    try:
+        logits = graphs.logits(feeds) if graphs is not None else None
+        if logits is None:
+            logits = advance_together(model, feeds)
+        rows, drawn = _drawn(logits, lengths, going)
+    except Exception:
+        for answering in going:
+            answering.rewind()
+        raise
     costs.record(sum(lengths), time.perf_counter() - start)
     end = 0
     for number, (answering, length) in enumerate(zip(going, lengths, strict=True)):
         begin, end = end, end + length
         try:
             answering.take(rows[begin:end], drawn[number : number + 1])
-        except QvlError as error:
+        except Exception as error:
             answering.error = error
 
 

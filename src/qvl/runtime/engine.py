@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import paddle  # noqa: E402
 
-from qvl.errors import ContextLimitError, UsageError  # noqa: E402
+from qvl.errors import ContextLimitError, UnforeseenError, UsageError  # noqa: E402
 from qvl.hub.locate import locate  # noqa: E402
 from qvl.messages import Message  # noqa: E402
 from qvl.messages_json import as_messages  # noqa: E402
@@ -276,7 +276,8 @@ class Engine:
         answers: dict[object, Answer] = {}
         for finished in self.serve(requests, batch_size=max(1, count), check_memory=False):
             if finished.error is not None:
-                raise finished.error
+                unforeseen = finished.error.__cause__ if isinstance(finished.error, UnforeseenError) else None
+                raise unforeseen or finished.error
             assert finished.answer is not None
             answers[finished.key] = finished.answer
         return [answers[number] for number in range(count)]
@@ -289,7 +290,7 @@ class Engine:
         requests: None among them says that there is none yet; what is being answered goes on before more are asked for.
         Requests are taken when there is room for them, and their media read while others are being answered. One joins
         when a place is free and leaves when it is done. What is wrong with a request, that it does not fit the memory
-        included, is the `error` of its result and stops no other.
+        included, is the `error` of its result and stops no other; an UnforeseenError is what is no QvlError of itself.
         """
         return serve(self, requests, batch_size=batch_size, check_memory=check_memory)
 
@@ -321,7 +322,10 @@ class Engine:
         return Answering(prompt.without_patches(), prefilled, cache, sampler, writer, drafts)
 
     def step(self, going: Sequence[Answering]) -> None:
-        """Take answers a step further, all at once; an answer that fails has an `error`, others go on."""
+        """Take answers a step further, all at once; an answer that fails has an `error`, others go on.
+
+        Raises what goes wrong with all of them; then they are as before.
+        """
         with self.computing():
             step(self.body.runner, going, self.costs, self._graphs)
 

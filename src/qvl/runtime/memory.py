@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import paddle
 import psutil
 
 from qvl import machine
-from qvl.errors import MemoryLimitError
+from qvl.errors import MemoryLimitError, QvlError
 from qvl.model.adapter import Adapter
 from qvl.model.adapter_config import AdapterRequest
 from qvl.model.config import ModelConfig
@@ -34,6 +35,7 @@ _MLP_COPIES = 4
 _WIDTH_COPIES = 6
 # Rotary embeddings are float32 whatever the model is: two tables, and at its peak a rotation in four arrays as large.
 _ROTARY_COPIES = 2 + 4
+_SHORTAGE = re.compile("out of memory|ResourceExhausted|bad_alloc|Cannot allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,16 @@ def check(need: Need, available: int) -> None:
         f"lower {'--max-pixels, --max-frames or ' if need.vision_tokens else ''}--max-new-tokens "
         "(--no-memory-check tries anyway)"
     )
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error that nobody of us raised says that there was not enough memory.
+
+    Paddle says so by several types, and a library that it calls, such as cuBLAS, in words of its own.
+    """
+    if isinstance(error, QvlError):
+        return False
+    return isinstance(error, MemoryError) or _SHORTAGE.search(str(error)) is not None
 
 
 def peak_bytes() -> int:

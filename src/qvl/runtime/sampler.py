@@ -48,6 +48,7 @@ class Sampler:
             repetition_penalty=sampling.repetition_penalty,
         )
         self._drawn = 0
+        self._uniform: float | None = None
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
     def draw(self, logits: Logits | paddle.Tensor) -> int:
@@ -58,17 +59,22 @@ class Sampler:
         return self.settle(ops.sample(logits, plan.rule, plan.seen, plan.banned, plan.uniform))
 
     def plan(self) -> ops.Draw:
-        """How the next token is to be drawn, for who draws those of several answers together."""
+        """How the next token is to be drawn, for who draws those of several answers together.
+
+        The same until it is settled: a step that failed is taken again.
+        """
         settings = self.sampling
         banned = self._eos if settings.ignore_eos or self._drawn < settings.min_new_tokens else _NONE
-        uniform = 0.0 if settings.greedy else self._random.random()
-        return ops.Draw(self._rule, self._seen, banned, uniform)
+        if self._uniform is None:
+            self._uniform = 0.0 if settings.greedy else self._random.random()
+        return ops.Draw(self._rule, self._seen, banned, self._uniform)
 
     def settle(self, token: int | None) -> int:
         """Take what was drawn as planned; None is for logits that are not finite, which raises QvlError."""
         if token is None:
             raise QvlError("the model's logits are not finite; its dtype overflows here: use bfloat16 or float32")
         self._drawn += 1
+        self._uniform = None
         if self.sampling.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = np.append(self._seen, token)
         return token

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,8 +14,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvl.errors import MemoryLimitError, QvlError, UsageError
+from qvl.errors import MemoryLimitError, QvlError, UnforeseenError, UsageError
 from qvl.processing.prompt import Prompt
+from qvl.runtime import memory
 from qvl.runtime.answering import Answering
 from qvl.runtime.records import Finished, Request, Sampling
 
@@ -41,16 +44,21 @@ class _Running:
 
     def finished(self, engine: Engine) -> Finished:
         error = self.answering.error
-        answer = engine.answer(self.answering) if error is None else None
-        return Finished(self.key, answer, self.answering.prompt, error)
+        if error is not None:
+            return Finished(self.key, None, self.answering.prompt, _told(error))
+        return Finished(self.key, engine.answer(self.answering), self.answering.prompt, None)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Read:
-    """A request whose prompt is laid out, or is being laid out by a thread."""
+    """A request whose prompt is laid out, or is being laid out by a thread.
+
+    crowd: so many answers that were going left too little memory to begin it.
+    """
 
     request: Request
     prompt: Future[Prompt]
+    crowd: int = sys.maxsize
 
 
 class _Reader:
@@ -124,39 +132,69 @@ def serve(
 def _serve(
     engine: Engine, requests: Iterable[Request | None], batch_size: int, check_memory: bool
 ) -> Iterator[Finished]:
-    going: list[_Running] = []
+    batch = _Batch(engine, batch_size)
     with closing(_Reader(engine, requests)) as reader:
         while True:
-            yield from _joined(engine, reader, going, batch_size, check_memory)
-            if not going:
+            yield from _joined(engine, reader, batch, check_memory)
+            if not batch.going:
                 return
-            yield from _stepped(engine, going)
+            batch.advance()
+            yield from batch.finished()
 
 
 # Of what has finished nothing may be left here, not even in a variable: the next request is measured by the memory that
 # is free, and caches and pixels are what takes it.
 
 
-def _joined(
-    engine: Engine, reader: _Reader, going: list[_Running], batch_size: int, check_memory: bool
-) -> Iterator[Finished]:
+class _Batch:
+    """The requests that are being answered, at most `size`."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        self.size = size
+        self.going: list[_Running] = []
+        self._engine = engine
+        self._together = size  # how many take a step at once: fewer after one of all of them has failed
+
+    def advance(self) -> None:
+        """Take all a step further.
+
+        What ends a step of several shows in halves of them: whose fault it is, or for how many there is memory.
+        """
+        waiting = [running.answering for running in self.going]
+        while waiting:
+            together = waiting[: self._together]
+            try:
+                self._engine.step(together)
+            except QvlError:
+                raise
+            except Exception as error:
+                if len(together) > 1:
+                    self._together = len(together) // 2
+                    continue
+                together[0].error = error
+            del waiting[: len(together)]
+
+    def finished(self) -> list[Finished]:
+        """Those that have ended, which leave."""
+        finished = [running.finished(self._engine) for running in self.going if running.done]
+        self.going[:] = [running for running in self.going if not running.done]
+        if finished:
+            self._together = self.size
+        return finished
+
+
+def _joined(engine: Engine, reader: _Reader, batch: _Batch, check_memory: bool) -> Iterator[Finished]:
     """Have requests join as long as there are places and memory; those that end at once are given."""
-    while len(going) < batch_size and (read := reader.head(wait=not going)) is not None:
-        outcome = _join(engine, read, going, check_memory)
+    while len(batch.going) < batch.size and (read := reader.head(wait=not batch.going)) is not None:
+        if len(batch.going) >= read.crowd:
+            return
+        outcome = _join(engine, read, batch.going, check_memory)
         if outcome is False:
             return
         reader.pop()
         del read
         if outcome is not True:
             yield outcome
-
-
-def _stepped(engine: Engine, going: list[_Running]) -> list[Finished]:
-    """Take all a step further; those that have ended leave and are given."""
-    engine.step([running.answering for running in going])
-    finished = [running.finished(engine) for running in going if running.done]
-    going[:] = [running for running in going if not running.done]
-    return finished
 
 
 def _join(engine: Engine, read: _Read, going: list[_Running], check_memory: bool) -> Finished | bool:
@@ -167,8 +205,13 @@ def _join(engine: Engine, read: _Read, going: list[_Running], check_memory: bool
         if check_memory and not _fits(engine, prompt, read.request.sampling, going):
             return False
         answering = engine.begin(prompt, read.request.sampling)
-    except QvlError as error:
-        return Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), error)
+    except Exception as error:
+        if going and prompt is not None and memory.is_shortage(error):
+            read.crowd = len(going)  # trying again takes as long as a prompt does, so not at every step
+            return False
+        failed = Finished(read.request.key, None, None if prompt is None else prompt.without_patches(), _told(error))
+        del read, prompt  # the error keeps this frame
+        return failed
     running = _Running(read.request.key, answering)
     if running.done:
         return running.finished(engine)
@@ -185,3 +228,18 @@ def _fits(engine: Engine, prompt: Prompt, sampling: Sampling, going: Sequence[_R
             return False
         raise
     return True
+
+
+def _told(error: Exception) -> QvlError:
+    """The error of one request, which stops no other; of what its traceback held nothing is kept but the lines."""
+    traceback.clear_frames(error.__traceback__)
+    if isinstance(error, QvlError):
+        return error
+    text = " ".join(str(error).split())
+    named = f"{type(error).__name__}{': ' if text else ''}{text}"
+    if memory.is_shortage(error):
+        told: QvlError = MemoryLimitError(f"there was not enough memory ({named})")
+    else:
+        told = UnforeseenError(named)
+    told.__cause__ = error
+    return told

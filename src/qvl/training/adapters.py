@@ -22,6 +22,7 @@ from qvl.errors import CheckpointError, UsageError
 from qvl.model.adapter import Adapter, Factors, linear_shapes, write_adapter
 from qvl.model.adapter_config import AdapterConfig
 from qvl.model.qwen2_vl import Qwen2VL
+from qvl.training.homes import import_paddlenlp
 
 LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PARTS = ("language", "vision", "merger")
@@ -230,6 +231,7 @@ def _paddlenlp() -> tuple[Any, Any]:
     """LoRAConfig and LoRAModel, without what importing and making them logs. Takes seconds the first time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import_paddlenlp()
         from paddlenlp.utils.log import logger
 
         logger.set_level("WARNING")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -119,10 +120,15 @@ def _sync_all(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Have the system write it out, so that a power cut does not leave a complete name over missing bytes."""
-    if path.is_dir() and os.name == "nt":
+    folder, windows = path.is_dir(), os.name == "nt"
+    if folder and windows:
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows writes out only what may be written, and O_BINARY is its word for leaving newlines alone.
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (folder and error.errno == errno.EINVAL):  # which file systems of a network say of folders
+            raise
     finally:
         os.close(handle)

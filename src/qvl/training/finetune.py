@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,6 +19,7 @@ import paddle  # noqa: E402
 from qvl.errors import CheckpointError, UsageError  # noqa: E402
 from qvl.model.qwen2_vl import Qwen2VL  # noqa: E402
 from qvl.model.weights import empty_model, fill_model  # noqa: E402
+from qvl.training.alone import alone  # noqa: E402
 from qvl.training.arithmetic import products  # noqa: E402
 from qvl.training.checkpoints import (  # noqa: E402
     check_writable,
@@ -29,7 +29,7 @@ from qvl.training.checkpoints import (  # noqa: E402
     write_result,
 )
 from qvl.training.decoders import decoders  # noqa: E402
-from qvl.training.description import DESCRIPTION, changed, check_alike, write_description  # noqa: E402
+from qvl.training.description import check_alike, difference, previous, write_description  # noqa: E402
 from qvl.training.examples import ExampleSource  # noqa: E402
 from qvl.training.judging import Answerer, Judge  # noqa: E402
 from qvl.training.loader import Loader, Subset  # noqa: E402
@@ -39,6 +39,7 @@ from qvl.training.record import EvaluationFile, MetricsFile, ScalarLog, StepReco
 from qvl.training.run import Observer, Run, estimate_run  # noqa: E402
 from qvl.training.shards import Sharding, own_stage, share_out  # noqa: E402
 from qvl.training.stopping import StoppedError, signals  # noqa: E402
+from qvl.training.sums import together  # noqa: E402
 from qvl.training.weights import Weights, choose_weights  # noqa: E402
 
 # Micro-batches that a run has to go for processes that decode: each takes half a second to start, and some 100 MB.
@@ -49,13 +50,20 @@ def train(run: Run, observer: Observer, answer: Answerer | None = None) -> Path:
     """Train, and return the folder of the result: OUTPUT/adapter or OUTPUT/model.
 
     answer: what gives the answers that `eval_answers` asks for.
-    Stops after the update under way, with a checkpoint, on SIGINT and SIGTERM: then StoppedError is raised.
+    Stops after the update under way, with a checkpoint, on SIGINT and SIGTERM: then StoppedError is raised. UsageError
+    when another run has the output folder, which is this one's alone until it ends.
     """
+    first = paddle.distributed.get_rank() == 0  # which is the one that writes
+    with alone(run.request.output) if first else nullcontext():
+        return _train(run, observer, answer)
+
+
+def _train(run: Run, observer: Observer, answer: Answerer | None) -> Path:
     output, options = run.request.output, run.options
     checkpoint = _resume_from(run)
     need, learning, total = estimate_run(run)
     observer.estimated(need, learning, total)
-    if paddle.distributed.get_rank() == 0:  # which is the one that writes
+    if paddle.distributed.get_rank() == 0:
         clear_partials(output)
         check_writable(output, room_needed(run, learning, total))
     arguments = _arguments(run)  # which group the processes
@@ -129,7 +137,7 @@ class Reporter:
 
     def __init__(self, run: Run, start: int, observer: Observer, judge: Judge) -> None:
         output, self._first = run.request.output, paddle.distributed.get_rank() == 0
-        self._observer, self._judge = observer, judge
+        self._observer, self._judge, self._processes = observer, judge, run.arrangement.processes
         self._metrics = MetricsFile(output, start) if self._first else None
         self._scalars = ScalarLog(output) if self._first else None
         self._evaluations = EvaluationFile(output, start, writes=self._first) if len(run.held_out) else None
@@ -145,10 +153,23 @@ class Reporter:
             self._scalars.write(record)
             self._observer.step(record)
 
-    def evaluated(self, step: int, loss: float) -> bool:
-        """Whether this held-out loss, which all processes have, is the best so far."""
+    @property
+    def judged(self) -> frozenset[int]:
+        """The steps that were judged before this sitting."""
+        return self._evaluations.judged if self._evaluations else frozenset()
+
+    def evaluated(self, step: int, loss: float, wants_stop: Callable[[], bool]) -> bool | None:
+        """Whether this held-out loss, which all processes have, is the best so far.
+
+        None, in all of them, when a wish to stop broke the answers off: nothing is then recorded.
+        """
         assert self._evaluations is not None
-        answers = self._judge.answers() if self._first else ()
+        answers = self._judge.answers(wants_stop) if self._first else ()
+        broken_off = answers is None
+        if self._processes > 1:
+            broken_off = together([float(broken_off)])[0] > 0
+        if answers is None or broken_off:
+            return None
         best = self._evaluations.write(step, loss, [asdict(answer) for answer in answers])
         if self._first:
             self._observer.evaluated(step, loss, best)
@@ -163,12 +184,18 @@ class Reporter:
 def _recorder(run: Run, held_out: Subset, reporter: Reporter, wants_stop: Callable[[], bool]) -> Any:
     from qvl.training.recorder import Evaluation, Recorder
 
+    evaluation = Evaluation(
+        held_out,
+        run.options.eval_steps,
+        lambda step, loss: reporter.evaluated(step, loss, wants_stop),
+        reporter.judged,
+    )
     return Recorder(
         reporter.step,
         seed=run.options.seed,
         save_steps=run.options.save_steps,
         wants_stop=wants_stop,
-        evaluation=Evaluation(held_out, run.options.eval_steps, reporter.evaluated) if len(held_out) else None,
+        evaluation=evaluation if len(held_out) else None,
     )
 
 
@@ -219,13 +246,12 @@ def _resume_from(run: Run) -> Path | None:
         if checkpoint is not None:
             raise CheckpointError(f"{output}: holds a run already ({checkpoint.name}); add --resume or choose another")
         return None
-    described = output / DESCRIPTION
-    if checkpoint is None or not described.is_file():
+    before = previous(output)
+    if before is None:
         return None
-    before = json.loads(described.read_text(encoding="utf-8"))
-    key = changed(before, run)
-    if key is not None:
-        raise UsageError(f"{output}: {key} is not what it was when this run began, so it cannot be resumed")
+    found = difference(before, run)
+    if found is not None:
+        raise UsageError(f"{output}: cannot be resumed: {found}; go on as it began, or choose another --output")
     return checkpoint
 
 

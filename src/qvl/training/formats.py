@@ -109,7 +109,7 @@ def _turns(given: object, key: str, where: str) -> list[Turn]:
             raise DataError(f"{at}: {role} and {content} are needed")
         speaker = turn[role]
         if role == "from":
-            if speaker not in _SPEAKERS:
+            if not isinstance(speaker, str) or speaker not in _SPEAKERS:
                 raise DataError(f"{at}: unknown role {speaker!r}; expected human, gpt or system")
             speaker = _SPEAKERS[speaker]
         turns.append({"role": speaker, "content": turn[content], "loss": turn.get("loss", turn.get("weight"))})

@@ -25,16 +25,20 @@ class Judge:
         indices = [int(run.prepared.indices[position]) for position in run.held_out[:count]]
         self._asked = [(run.dataset.where(index), *_split(run.dataset[index].messages)) for index in indices]
 
-    def answers(self) -> tuple[Answered, ...]:
-        """Answer them now."""
+    def answers(self, wants_stop: Callable[[], bool]) -> tuple[Answered, ...] | None:
+        """Answer them now. wants_stop: asked before each whether to give up; None is then given back."""
         if not self._asked or self._answer is None:
             return ()
+        found = []
         self._model.eval()
         try:
-            found = [(where, reply, self._answer(self._model, asked)) for where, asked, reply in self._asked]
+            for where, asked, reply in self._asked:
+                if wants_stop():
+                    return None
+                found.append(Answered(where, reply, self._answer(self._model, asked)))
         finally:
             self._model.train()
-        return tuple(Answered(*one) for one in found)
+        return tuple(found)
 
 
 def _split(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.errors import UsageError
+from qvl.training.homes import import_visualdl
 
 FILE = "metrics.jsonl"
 
@@ -31,7 +32,8 @@ class StepRecord:
 class EvaluationFile:
     """Appends the held-out loss of a step to `eval.jsonl`, and knows the best so far.
 
-    Every process of a run has one and comes to the same view of what is best; one of them writes.
+    Every process of a run has one and comes to the same view of what is best; one of them writes. judged: the steps
+    that it had when the run went on.
     """
 
     def __init__(self, run: Path, start_step: int, *, writes: bool) -> None:
@@ -40,6 +42,7 @@ class EvaluationFile:
         if writes:
             _replace(self.path, kept)
         records = [json.loads(line) for line in kept]
+        self.judged = frozenset(int(record["step"]) for record in records)
         losses = [(record["loss"], record["step"]) for record in records if math.isfinite(record["loss"])]
         best: tuple[float, int] = min(losses, default=(float("inf"), 0))
         self.best_loss, self.best_step = best
@@ -73,9 +76,7 @@ class ScalarLog:
     """The same for VisualDL: `visualdl --logdir RUN/visualdl`. It comes with PaddleNLP."""
 
     def __init__(self, run: Path) -> None:
-        from visualdl import LogWriter
-
-        self._writer = LogWriter(logdir=str(run / "visualdl"))
+        self._writer = import_visualdl().LogWriter(logdir=str(run / "visualdl"))
 
     def write(self, record: StepRecord) -> None:
         for name in ("loss", "learning_rate", "grad_norm"):

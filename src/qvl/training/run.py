@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +26,10 @@ from qvl.processing.processor import Processor  # noqa: E402
 from qvl.profile import Profile  # noqa: E402
 from qvl.profile_training import TrainingOptions  # noqa: E402
 from qvl.reading import load_processor  # noqa: E402
+from qvl.training.alone import refuse_taken  # noqa: E402
 from qvl.training.checkpoints import check_writable  # noqa: E402
 from qvl.training.dataset import DataSet, load_dataset  # noqa: E402
+from qvl.training.description import previous  # noqa: E402
 from qvl.training.estimate import Estimate, Size, estimate, largest_share  # noqa: E402
 from qvl.training.examples import ExampleOptions, Prepared, prepare  # noqa: E402
 from qvl.training.held_out import hold_out  # noqa: E402
@@ -126,7 +128,8 @@ def check_gpu_count(device: str, count: int) -> None:
 def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     """Read the data and the small files of the model, and plan every update.
 
-    Raises QvlError: DataError for a bad sample, UsageError, CheckpointError for an output that cannot be written.
+    Raises QvlError: DataError for a bad sample, UsageError, also when another run has the output folder,
+    CheckpointError for one that cannot be written.
     """
     options = profile.training
     refuse_untrainable(profile)
@@ -139,6 +142,9 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
     processor = load_processor(folder, config, profile)
     if not request.dry:
         check_writable(request.output, 0)
+        if paddle.distributed.get_rank() == 0:  # to which the folder of a run belongs
+            refuse_taken(request.output)
+    request = _as_begun(request, options)
     dataset = load_dataset(request.data, seed=options.seed)
     limits = ExampleOptions(
         max_length=min(options.max_length, config.max_position_embeddings),
@@ -177,6 +183,13 @@ def lay_out(profile: Profile, request: Request, observer: Observer) -> Run:
         plan,
         steps,
     )
+
+
+def _as_begun(request: Request, options: TrainingOptions) -> Request:
+    """What is asked for, with every pixel read where the run that is resumed did: what it skipped, this has to skip."""
+    if request.resume and options.on_bad_sample == "skip" and (previous(request.output) or {}).get("check_data"):
+        return replace(request, check_data=True)
+    return request
 
 
 def _place(profile: Profile) -> Placement:

@@ -128,6 +128,8 @@ def parse(data: bytes, where: str) -> object:
         raise DataError(f"{where}: not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise DataError(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:  # more digits than Python converts
+        raise DataError(f"{where}: not valid JSON ({str(error).partition(';')[0]})") from None
 
 
 def _first_line(file: IO[bytes]) -> bytes:

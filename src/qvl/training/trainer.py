@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
-from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from paddlenlp.utils.log import logger
 
 from qvl.errors import QvlError
 from qvl.model.device import Placement
@@ -27,6 +25,7 @@ from qvl.training.batch import Batch, collate
 from qvl.training.checkpoints import STATE, rotate, write_checkpoint
 from qvl.training.groups import separate_stores
 from qvl.training.holders import Holders
+from qvl.training.homes import import_paddlenlp
 from qvl.training.loader import Loader, Source
 from qvl.training.model import TrainingModel
 from qvl.training.parts import Arrangement, Clip, mark_parts, square_norm
@@ -35,9 +34,18 @@ from qvl.training.shards import Sharding, own_stage
 from qvl.training.state import load_optimizer, save_optimizer
 from qvl.training.sums import together
 
+import_paddlenlp()
+
+from paddlenlp.trainer import PrinterCallback, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from paddlenlp.utils.log import logger  # noqa: E402
+
 logger.set_level("WARNING")  # by default it prints every argument and more, some 150 lines
 _OPTIMIZER = "optimizer.safetensors"
 _SCHEDULER = "scheduler.json"
+
+
+class StopNowError(Exception):
+    """For callbacks: end `train` before its next update, with nothing to save."""
 
 
 class SftTrainer(Trainer):
@@ -79,6 +87,10 @@ class SftTrainer(Trainer):
     @property
     def run(self) -> Path:
         return Path(self.args.output_dir)
+
+    def train(self, resume_from_checkpoint: str | None = None) -> None:
+        with contextlib.suppress(StopNowError):
+            super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def learning(self) -> dict[str, paddle.Tensor]:
         """Parameters that learn, by their name in the checkpoint."""
@@ -183,12 +195,30 @@ class SftTrainer(Trainer):
         self.update_tokens[1] += len(inputs.input_ids)
         return (loss, None) if return_outputs else loss
 
-    def held_out_loss(self, source: Source) -> float:
-        """The mean loss over all supervised tokens of examples that are not trained on. Ranks share the work."""
-        sums = [0.0, 0.0]
+    def held_out_loss(self, source: Source, wants_stop: Callable[[], bool] = lambda: False) -> float | None:
+        """The mean loss over all supervised tokens of examples that are not trained on. Ranks share the work.
+
+        wants_stop: asked before each round of examples, by all processes together, whether to give up. None is then
+        given back.
+        """
         self.model.eval()
+        try:
+            sums = self._held_out_sums(source, wants_stop)
+        finally:
+            self.model.train()
+        if sums is None:
+            return None
+        if self.args.world_size > 1:
+            sums = together(sums)
+        return sums[0] / sums[1]
+
+    def _held_out_sums(self, source: Source, wants_stop: Callable[[], bool]) -> list[float] | None:
+        """Of this process's share: losses, and supervised tokens."""
+        sums = [0.0, 0.0]
         with paddle.no_grad(), self.autocast_smart_context_manager():
             for first in range(0, len(source), self.arrangement.replicas):
+                if wants_stop():
+                    return None
                 index = first + self.arrangement.replica
                 if index >= len(source) and self.shared_out is None:
                     break
@@ -198,10 +228,11 @@ class SftTrainer(Trainer):
                 if index < len(source):
                     sums[0] += loss
                     sums[1] += len(batch.targets)
-        self.model.train()
-        if self.args.world_size > 1:
-            sums = together(sums)
-        return sums[0] / sums[1]
+        return sums
+
+    def save(self) -> None:
+        """Write a checkpoint of the last update now. Called by all processes together."""
+        self._save_checkpoint(self.model)
 
     def _save_checkpoint(self, model: nn.Layer, metrics: Any = None) -> None:  # noqa: ARG002
         step = self.state.global_step
@@ -210,10 +241,15 @@ class SftTrainer(Trainer):
             save_optimizer(self.run, self.adamw, self.learning(), self._holders())
         else:
             write_checkpoint(self.run, step, self._write_checkpoint)
-            best = None if self.best_step is None else self.run / f"checkpoint-{self.best_step}"
-            rotate(self.run, self.keep, best)
+            self.rotate()
         if self.args.world_size > 1:
             paddle.distributed.barrier()  # nobody goes on before the checkpoint is there
+
+    def rotate(self) -> None:
+        """Remove checkpoints that are no longer to be kept, by the one process that writes them."""
+        if not self.args.process_index:
+            best = None if self.best_step is None else self.run / f"checkpoint-{self.best_step}"
+            rotate(self.run, self.keep, best)
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.save_weights(folder)

@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 from scripted import MARKED, STATS
 
-from qvl.errors import MediaError, QvlError
+from qvl.errors import MediaError, QvlError, UnforeseenError
 from qvl.messages import Image, Message, Text
 from qvl.processing.prompt import Prompt, Vision
 from qvl.profile import Profile
 from qvl.runtime.generation import GenerationConfig, resolve
 from qvl.runtime.records import Answer, Finished, Request, Sampling
+
+RECORDS = [
+    '{"prompt": "one"}',
+    '{"id": "two", "prompt": "zwei \\u4e8c", "max_new_tokens": 7, "temperature": 0}',
+    "{bad",
+    '{"id": "odd", "prompt": "odd"}',
+    '{"id": 50, "image": "cat.png", "prompt": "five"}',
+    '{"id": 60, "image": "missing.png", "prompt": "six"}',
+    '{"prompt": "seven", "top_p": 3}',
+    '{"messages": [{"role": "user", "content": "eight"}]}',
+    *(f'{{"prompt": "more {number}"}}' for number in range(8)),
+]
 
 
 @dataclass
@@ -86,11 +98,23 @@ def _finished(request: Request, echo: Echo) -> Finished:
         return Finished(request.key, None, None, MediaError(f"{missing[0]}: no such file"))
     if text == "odd":
         return Finished(request.key, None, None, QvlError("this one\nfails"))
+    if text == "bug":
+        unforeseen = UnforeseenError("TypeError: nobody thought of this")
+        unforeseen.__cause__ = TypeError("nobody thought of this")
+        return Finished(request.key, None, None, unforeseen)
     visions = tuple(Vision("image", np.zeros((4, 1176), np.float32), (1, 2, 2), (100, 200)) for _ in sources)
     prompt = Prompt(np.zeros(12, np.int64), np.zeros((3, 12), np.int64), 12, visions)
     marked = MARKED if sources else text
     answer = Answer(f"{text}!", marked, tuple(range(len(text))), "stop", replace(STATS, new_tokens=len(text)))
     return Finished(request.key, answer, prompt, None)
+
+
+def changed(old: str, new: str) -> None:
+    """Put something else into the batch of the fixture `batch`."""
+    path = Path("data/in.jsonl")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def lines_of(path: Path) -> list[Mapping[str, Any]]:

@@ -4,60 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import types
 from pathlib import Path
 
 import pytest
-from batch_support import Echo, echo_engine, lines_of
-from scripted import Run, Terminal, pipe
+from batch_support import Echo, changed, lines_of
+from scripted import Run, pipe
 
 import qvl.cli
 from qvl.cli import batch_output
 from qvl.cli.batch_output import InOrder, OutputFile
-
-RECORDS = [
-    '{"prompt": "one"}',
-    '{"id": "two", "prompt": "zwei \\u4e8c", "max_new_tokens": 7, "temperature": 0}',
-    "{bad",
-    '{"id": "odd", "prompt": "odd"}',
-    '{"id": 50, "image": "cat.png", "prompt": "five"}',
-    '{"id": 60, "image": "missing.png", "prompt": "six"}',
-    '{"prompt": "seven", "top_p": 3}',
-    '{"messages": [{"role": "user", "content": "eight"}]}',
-    *(f'{{"prompt": "more {number}"}}' for number in range(8)),
-]
-
-
-@pytest.fixture
-def echo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Echo:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    echo = Echo(tmp_path / "model")
-    module = types.ModuleType("qvl.runtime.engine")
-    module.Engine = echo_engine(echo)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "qvl.runtime.engine", module)
-    monkeypatch.setattr("qvl.cli.infer.find", lambda _model: None)
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.chdir(tmp_path)
-    return echo
-
-
-@pytest.fixture
-def batch(echo: Echo, picture: str, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `qvl infer --batch in.jsonl` with these arguments; cat.png lies beside the file."""
-    assert echo.loads == 0
-    Path("data").mkdir()
-    Path(picture).rename("data/cat.png")
-    Path("data/in.jsonl").write_text("\n".join(RECORDS) + "\n")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = qvl.cli.main(["infer", "--profile", "demo", "--batch", "data/in.jsonl", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
 
 OUT = Path("out.jsonl")
 
@@ -165,13 +120,6 @@ def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(batch: Run, echo: Ec
     resumed = OUT.read_bytes()
     batch("-o", "whole.jsonl")
     assert broken and resumed.startswith(broken) and resumed == Path("whole.jsonl").read_bytes()
-
-
-def changed(old: str, new: str) -> None:
-    path = Path("data/in.jsonl")
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def test_a_record_that_changed_is_not_mixed_in(batch: Run, echo: Echo) -> None:

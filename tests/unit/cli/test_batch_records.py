@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,73 @@ def test_a_folder_is_taken_whole_and_in_an_order_people_expect(tmp_path: Path, m
         "http://x/?b",
         "photos/sub",
     ]
+
+
+def test_folders_that_are_links_are_gone_into_but_not_in_circles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path, "elsewhere/1.jpg", "elsewhere/deep/2.jpg", "photos/3.jpg", "photos/sub/4.jpg")
+    for name, target in (
+        ("photos/link", "../elsewhere"),
+        ("photos/sub/up", ".."),
+        ("photos/self", "self"),
+        ("photos/.hidden", "../elsewhere"),
+        ("elsewhere/deep/back", "../../elsewhere"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    found = ["photos/3.jpg", "photos/link/1.jpg", "photos/link/deep/2.jpg", "photos/sub/4.jpg"]
+    assert ids(each_record(MediaOptions(media=["photos"]))) == found
+    monkeypatch.chdir("photos")
+    from_within = sorted(str(name) for name in ids(each_record(MediaOptions(media=["."]))))
+    assert from_within == sorted(name.removeprefix("photos/") for name in found)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path, "photos/1.jpg", "photos/private/2.jpg")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # root may read everything
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=r"^--each: photos/private: cannot be read \(Permission denied\)$"):
+        each_record(MediaOptions(media=["photos"]))
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path, "a/1.jpg", "a/1.txt", "a/1.json", "a/1.xmp", "a/Thumbs.db", "a/README")
+    each_record(MediaOptions(media=["a"]))
+    assert capsys.readouterr().err == ""
+    pictures(tmp_path, "a/2.HEIC")
+    each_record(MediaOptions(media=["a"]))
+    assert capsys.readouterr().err == "qvl: 1 file with another ending (.heic) is left out\n"
+    pictures(tmp_path, "a/b/3.heic", "c/4.vob", "c/5.mp4", "c/.6.heic")
+    each_record(MediaOptions(media=["a", "c"]))
+    assert capsys.readouterr().err == "qvl: 3 files with other endings (.heic, .vob) are left out\n"
+    each_record(MediaOptions(media=["a", "c"]), quiet=True)
+    assert capsys.readouterr().err == ""
+    pictures(tmp_path, "d/7.heic", "d/8.heic")
+    with pytest.raises(
+        UsageError, match=r"d holds no pictures or clips; 2 files with other endings \(.heic\) are left"
+    ):
+        each_record(MediaOptions(media=["d"]))
+
+
+def test_names_that_differ_by_noughts_have_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a/IMG_001.jpg", "a/IMG_01.jpg", "a/IMG_1.jpg", "a/IMG_2.jpg"]
+    pictures(tmp_path, *names)
+    for order in (names, names[::-1]):
+        monkeypatch.setattr("glob.glob", lambda *_, order=order, **__: list(order))
+        assert ids(each_record(MediaOptions(media=["a/*.jpg"]))) == names
+    assert ids(each_record(MediaOptions(media=["a"]))) == names
 
 
 @pytest.mark.parametrize(
