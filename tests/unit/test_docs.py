@@ -46,3 +46,14 @@ def test_every_key_is_explained(page: str, records: tuple[type, ...]) -> None:
     if page == "messages.md":
         keys.remove("source")
     assert not {key for key in keys if f"`{key}`" not in rows and f"`{key}:" not in rows}
+
+
+@pytest.mark.slow
+def test_the_code_for_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    said = capsys.readouterr().out
+    assert "The picture shows" in said and "examples/missing.png: no such file" in said and "blue square (" in said

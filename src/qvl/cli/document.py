@@ -6,12 +6,14 @@ Built from the declarations and not from the text of --help, whose layout change
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import typer
 
 from qvl.cli.app import app
 from qvl.cli.options import argument_name
+from qvl.runtime.records import Stats
 
 _INTRODUCTION = """\
 # Command line
@@ -67,7 +69,7 @@ JSON_KEYS = {
     "`loop`: --stop-loops did.",
     "boxes": "Each with `label`, `box` [x1, y1, x2, y2] in pixels, for a quad its four points as `quad`, and "
     "`picture`, counted from 0 (null: on a clip).",
-    "stats": "Tokens; seconds of loading, reading media, vision, prefill, first token and decoding; bytes at the peak.",
+    "stats": f"Times in seconds, memory in bytes: {', '.join(f'`{field.name}`' for field in fields(Stats))}.",
     "model": "The name or folder of the checkpoint.",
     "profile": "The name of the profile.",
 }
