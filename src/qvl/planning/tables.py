@@ -52,7 +52,7 @@ def training_rows() -> Iterator[Sequence[str]]:
         "weights",
         "gradients",
         "optimiser",
-        "activations",
+        "activations, loss",
         "together",
         "sent",
         *_NAMES,

@@ -210,7 +210,7 @@ def test_flags_reach_profile_sampling_and_media(run: Run, script: Script, pictur
 def test_options_do_not_override_what_a_message_says(
     run: Run, script: Script, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = [{"image": picture, "max_pixels": 10000}, {"image": picture}, {"video": [picture, picture], "nframes": 2}]
+    content = [{"image": picture, "max_pixels": 10000}, {"image": picture}, {"video": picture, "nframes": 2}]
     pipe(monkeypatch, json.dumps({"messages": [{"role": "user", "content": content}]}).encode())
     assert run("--messages", "-", "--max-pixels", "20000", "--fps", "1")[0] == 0
     first, second, clip = script.question
