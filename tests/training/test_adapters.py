@@ -324,6 +324,7 @@ def test_the_vision_tower_is_adapted_only_when_named() -> None:
     assert set(lora_modules(model, parts=PARTS)) == language | vision | merger == every
 
 
+@pytest.mark.slow
 def test_paddlenlp_says_nothing(tiny_checkpoint: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from qvl import environment; environment.prepare()\n"

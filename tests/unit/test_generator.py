@@ -64,11 +64,11 @@ def test_what_is_beyond_comes_anywhere_in_a_conversation(monkeypatch: pytest.Mon
     """Met last alone, such a question is answered as if it were another where it comes first."""
     monkeypatch.setattr(Scene, "draw", lambda *_: Image.new("RGB", (1, 1)))
     places: Counter[int] = Counter()
-    for number in range(1500):
+    for number in range(800):
         made = sample(TRAIN, number)
         if made.images:
             places.update(index for index, turn in enumerate(made.turns) if turn.task == "beyond")
-    assert all(places[place] >= 10 for place in range(3))
+    assert all(places[place] >= 5 for place in range(3))
 
 
 @pytest.mark.parametrize(
