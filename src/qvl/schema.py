@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from qvl.errors import UsageError, suggest
@@ -96,7 +97,9 @@ def takes_text(cls: type, path: str) -> bool:
     return hint is str or (get_origin(hint) is not tuple and str in get_args(hint))
 
 
-def _fields(cls: type) -> dict[str, Any]:
+@cache
+def _fields(cls: type) -> Mapping[str, Any]:
+    """Keys and their types. Kept: hints are text that is worked out anew each time, which takes milliseconds."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 

@@ -68,14 +68,19 @@ def test_two_processes_learn_what_one_does(data: Path, tiny_checkpoint: Path, tm
     assert {path.name for path in (tmp_path / "two" / "logs").iterdir()} == {"workerlog.0", "workerlog.1"}
 
 
-@pytest.mark.slow
-def test_each_of_two_processes_keeps_its_share_of_the_optimisers_state(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def run_in_two(script: str, checkpoint: Path, folder: Path) -> None:
+    """A script beside this file as two processes of the launcher, with the checkpoint and the folder to write to."""
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("sharing.py")
-    line = [*launcher, "--log_dir", str(tmp_path / "logs"), str(script), str(tiny_checkpoint), str(tmp_path)]
+    path = Path(__file__).with_name(script)
+    line = [*launcher, "--log_dir", str(folder / "logs"), str(path), str(checkpoint), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stdout[-2000:]
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_keeps_its_share_of_the_optimisers_state(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run_in_two("sharing.py", tiny_checkpoint, tmp_path)
     first, second = (json.loads((tmp_path / f"share-{rank}.json").read_text()) for rank in (0, 1))
     assert not set(first["held"]) & set(second["held"])
     assert {*first["held"], *second["held"]} == set(first["learning"])
@@ -95,12 +100,7 @@ def test_two_processes_judge_and_save_together(data: Path, tiny_checkpoint: Path
 
 @pytest.mark.slow
 def test_a_process_that_is_asked_to_stop_has_both_break_off_judging(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("breaking.py")
-    line = [*launcher, "--log_dir", str(tmp_path / "logs"), str(script), str(tiny_checkpoint), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
-    assert run.returncode == 0, run.stdout[-2000:]
+    run_in_two("breaking.py", tiny_checkpoint, tmp_path)
     ended = [json.loads((tmp_path / f"ended-{rank}.json").read_text()) for rank in (0, 1)]
     assert ended == [{"stopped": True, "reads": 1, "judged": [], "updates": 1}] * 2
     assert [step for step, _ in list_checkpoints(tmp_path)] == [1]

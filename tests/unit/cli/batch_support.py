@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from scripted import MARKED, STATS
 
+from qvl.cli import batch_output
 from qvl.errors import MediaError, QvlError, UnforeseenError
 from qvl.messages import Image, Message, Text
 from qvl.processing.prompt import Prompt, Vision
@@ -121,3 +124,17 @@ def lines_of(path: Path) -> list[Mapping[str, Any]]:
     import json
 
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Let the file of a batch take so many bytes more, the last of them in a part of a line, and then none."""
+    real, left = os.write, [room]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        data = bytes(data)[: left[0]]
+        left[0] -= len(data)
+        return real(descriptor, data)
+
+    monkeypatch.setattr(batch_output.os, "write", write)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from batch_support import Echo, changed, lines_of
+from batch_support import Echo, changed, fill_disk, lines_of
 from scripted import Run, pipe
 
 import qvl.cli
@@ -324,16 +324,7 @@ def test_two_runs_do_not_write_one_file(batch: Run) -> None:
 
 def test_a_disk_that_is_full_leaves_whole_lines(batch: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     batch("-o", "whole.jsonl")
-    real, room = os.write, [700]
-
-    def write(descriptor: int, data: bytes) -> int:
-        if room[0] == 0:
-            raise OSError(28, "No space left on device")
-        data = bytes(data)[: room[0]]
-        room[0] -= len(data)
-        return real(descriptor, data)
-
-    monkeypatch.setattr(batch_output.os, "write", write)
+    fill_disk(monkeypatch, 700)
     code, _, err = batch("-o", "out.jsonl")
     assert code == 1 and "out.jsonl: No space left on device; the same command goes on from here" in err
     assert OUT.read_bytes().endswith(b"\n") and 0 < len(lines_of(OUT)) < 16

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_support import Echo, changed, lines_of
+from batch_support import Echo, changed, fill_disk, lines_of
 from scripted import Run
 
 from qvl.cli import batch as batch_module
-from qvl.cli import batch_output
 from qvl.cli.batch_digest import folder_digest
 
 OUT = Path("out.jsonl")
@@ -58,16 +56,7 @@ def test_a_disk_that_fills_in_a_restart_says_how_to_go_on(
     batch: Run, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     batch("-o", "out.jsonl")
-    real, left = os.write, [room]
-
-    def write(descriptor: int, data: bytes) -> int:
-        if left[0] == 0:
-            raise OSError(28, "No space left on device")
-        data = bytes(data)[: left[0]]
-        left[0] -= len(data)
-        return real(descriptor, data)
-
-    monkeypatch.setattr(batch_output.os, "write", write)
+    fill_disk(monkeypatch, room)
     code, _, err = batch("-o", "out.jsonl", "--restart")
     words = "out.jsonl: No space left on device; the same command without --restart goes on from here"
     assert code == 1 and words in err
